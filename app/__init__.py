@@ -1,0 +1,1 @@
+"""The application: settings, tenants and keys, the HTTP edge, the command line, and ``build``."""

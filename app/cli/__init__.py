@@ -1,0 +1,1 @@
+"""The ``fastswitch`` program: one file per command."""

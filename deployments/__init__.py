@@ -1,0 +1,1 @@
+"""The Serve deployments (Gateway, Router, EngineReplica) and the wire between their processes."""

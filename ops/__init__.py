@@ -1,0 +1,1 @@
+"""What an operator runs: metrics, dashboards, manifests and benchmarks."""

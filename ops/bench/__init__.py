@@ -1,0 +1,1 @@
+"""The benchmarks behind ``fastswitch bench``: one file per benchmark."""

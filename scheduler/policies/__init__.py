@@ -1,0 +1,1 @@
+"""Fairness policies: plain values in, priorities out."""

@@ -1,0 +1,67 @@
+"""What an engine reports and what the fleet answers: plain data, no behaviour.
+
+The engine's adapter fills these, the EngineReplica carries them to the Router as msgpack,
+and the fleet scheduler reads them. Counts are tokens unless a name says otherwise.
+"""
+
+import msgspec
+
+
+class LiveRequest(msgspec.Struct, array_like=True, frozen=True):
+    """One request inside an engine, as far as it has been processed."""
+
+    request_id: str
+    tenant: str
+    conversation: str | None
+    arrival_s: float  # wall clock, as stamped by the gateway
+    prompt_tokens: int
+    prompt_done: int  # highest prompt position computed so far; recomputation does not add to it
+    output_done: int
+    priority: int
+    is_running: bool
+
+
+class FinishedRequest(msgspec.Struct, array_like=True, frozen=True):
+    """A request that has left its engine, with its final counts."""
+
+    request_id: str
+    tenant: str
+    prompt_tokens: int
+    prompt_done: int
+    output_done: int
+    reason: str  # vLLM's finish reasons: stop, length, abort, error, repetition
+
+
+class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
+    """Context switches since the engine started. Cumulative, so a lost report loses nothing."""
+
+    preemptions: int = 0
+    swaps_out: int = 0
+    swaps_in: int = 0
+    blocks_out: int = 0
+    blocks_in: int = 0
+    fallbacks: int = 0  # preemptions whose KV found no room in host memory or cannot be swapped
+    recomputed_tokens: int = 0
+    stall_s: float = 0.0  # engine loop time spent in swap copies
+
+
+class EngineProgress(msgspec.Struct, array_like=True, frozen=True):
+    """What changed in one engine since its last report, and where it stands.
+
+    ``live`` holds the requests that moved since the last report, all of them when ``is_full``.
+    ``tenant_service`` (only when ``is_full``) is ``{tenant: (prompt tokens, output tokens)}`` processed
+    since the engine started, live and finished: what a new Router rebuilds its counters from.
+    """
+
+    step: int
+    is_full: bool
+    live: list[LiveRequest]
+    finished: list[FinishedRequest]
+    num_running: int
+    num_waiting: int
+    blocks_used: int
+    blocks_total: int
+    host_blocks_used: int
+    host_blocks_total: int
+    switches: SwitchCounts
+    tenant_service: dict[str, tuple[int, int]] = {}
