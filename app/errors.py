@@ -1,0 +1,102 @@
+"""Errors of the application: its settings, its tenants and keys, its command line.
+
+AppError
+├── UsageError             what was asked for cannot be done: the caller must ask otherwise
+│   ├── TenantNameError    a tenant's name is not one
+│   └── UnknownKeyIdError  no key has this id
+├── TenantsFileError       the tenants file cannot be read, written or understood
+├── KeyRefusedError        a request's API key opens nothing
+│   ├── MissingKeyError    keys are required and none was sent
+│   ├── UnknownKeyError    no tenant has this key
+│   └── RevokedKeyError    the key was taken back
+└── ModelFolderError       a model cannot be written to, or served from, a folder
+
+Every message is one sentence for the person who can act on it; the command line prints it as it is.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+
+class AppError(Exception):
+    """Base of everything that a person running or calling the application can put right."""
+
+
+class UsageError(AppError):
+    """What was asked for cannot be done, whatever the state of the machine."""
+
+
+class TenantNameError(UsageError):
+    """A tenant's name has characters or a length that names may not have."""
+
+    def __init__(self, name: str, allowed: str) -> None:
+        super().__init__(name, allowed)
+        self.name, self.allowed = name, allowed
+
+    def __str__(self) -> str:
+        # Cut: the name comes from a header, and this goes back in the answer.
+        return f"tenant name {self.name[:80]!r} is not allowed: {self.allowed}"
+
+
+class UnknownKeyIdError(UsageError):
+    """A key is named by an id that the tenants file does not have."""
+
+    def __init__(self, key_id: str, path: Path) -> None:
+        super().__init__(key_id, path)
+        self.key_id, self.path = key_id, path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has no key with id {self.key_id!r}: `fastswitch keys list` shows the ids"
+        )
+
+
+class TenantsFileError(AppError):
+    """The tenants file cannot be read, written or understood."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return f"tenants file {self.path}: {self.problem}"
+
+
+class KeyRefusedError(AppError):
+    """A request's API key opens nothing."""
+
+
+class MissingKeyError(KeyRefusedError):
+    """Keys are required and the request has none."""
+
+    def __str__(self) -> str:
+        return "no API key: send it as `Authorization: Bearer KEY` (or `x-api-key: KEY`)"
+
+
+class UnknownKeyError(KeyRefusedError):
+    """The key sent is nobody's. Its text is left out: a mistyped key is still nearly a key."""
+
+    def __str__(self) -> str:
+        return "this API key is not known: check that it was copied whole (fs-...-...)"
+
+
+class RevokedKeyError(KeyRefusedError):
+    """The key was right until it was taken back."""
+
+    def __init__(self, key_id: str, revoked: datetime) -> None:
+        super().__init__(key_id, revoked)
+        self.key_id, self.revoked = key_id, revoked
+
+    def __str__(self) -> str:
+        return f"API key {self.key_id} was revoked on {self.revoked:%Y-%m-%d}: ask for a new one"
+
+
+class ModelFolderError(AppError):
+    """A model cannot be written to, or served from, a folder."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(folder, problem)
+        self.folder, self.problem = folder, problem
+
+    def __str__(self) -> str:
+        return f"model folder {self.folder}: {self.problem}"
