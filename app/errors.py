@@ -3,6 +3,7 @@
 AppError
 ├── UsageError             what was asked for cannot be done: the caller must ask otherwise
 │   ├── TenantNameError    a tenant's name is not one
+│   ├── WeightError        a tenant's weight is no number to compute shares with
 │   └── UnknownKeyIdError  no key has this id
 ├── TenantsFileError       the tenants file cannot be read, written or understood
 ├── KeyRefusedError        a request's API key opens nothing
@@ -22,8 +23,11 @@ class AppError(Exception):
     """Base of everything that a person running or calling the application can put right."""
 
 
-class UsageError(AppError):
-    """What was asked for cannot be done, whatever the state of the machine."""
+class UsageError(AppError, ValueError):
+    """What was asked for cannot be done, whatever the state of the machine.
+
+    Also a ``ValueError``, so that a field of a settings file can be checked by raising one.
+    """
 
 
 class TenantNameError(UsageError):
@@ -34,21 +38,30 @@ class TenantNameError(UsageError):
         self.name, self.allowed = name, allowed
 
     def __str__(self) -> str:
-        # Cut: the name comes from a header, and this goes back in the answer.
+        # Cut: the name can come from a header, and this goes back in the answer.
         return f"tenant name {self.name[:80]!r} is not allowed: {self.allowed}"
+
+
+class WeightError(UsageError):
+    """A tenant's weight is not a number that shares can be computed with."""
+
+    def __init__(self, weight: float, lowest: float, highest: float) -> None:
+        super().__init__(weight, lowest, highest)
+        self.weight, self.lowest, self.highest = weight, lowest, highest
+
+    def __str__(self) -> str:
+        return f"weight {self.weight:g} is not allowed: from {self.lowest:g} to {self.highest:g}"
 
 
 class UnknownKeyIdError(UsageError):
     """A key is named by an id that the tenants file does not have."""
 
-    def __init__(self, key_id: str, path: Path) -> None:
-        super().__init__(key_id, path)
-        self.key_id, self.path = key_id, path
+    def __init__(self, key_id: str) -> None:
+        super().__init__(key_id)
+        self.key_id = key_id
 
     def __str__(self) -> str:
-        return (
-            f"{self.path} has no key with id {self.key_id!r}: `fastswitch keys list` shows the ids"
-        )
+        return f"no key has the id {self.key_id!r}: `fastswitch keys list` shows the ids"
 
 
 class TenantsFileError(AppError):
