@@ -10,7 +10,8 @@ AppError
 │   ├── MissingKeyError    keys are required and none was sent
 │   ├── UnknownKeyError    no tenant has this key
 │   └── RevokedKeyError    the key was taken back
-└── ModelFolderError       a model cannot be written to, or served from, a folder
+├── ModelFolderError       a model cannot be written to, or served from, a folder
+└── WrongVersionError      an installed package is not the one this code is written for
 
 Every message is one sentence for the person who can act on it; the command line prints it as it is.
 """
@@ -113,3 +114,17 @@ class ModelFolderError(AppError):
 
     def __str__(self) -> str:
         return f"model folder {self.folder}: {self.problem}"
+
+
+class WrongVersionError(AppError):
+    """An installed package is missing, or is not the one this code is written for."""
+
+    def __init__(self, package: str, found: str, wanted: str, fix: str) -> None:
+        super().__init__(package, found, wanted, fix)
+        self.package, self.found, self.wanted, self.fix = package, found, wanted, fix
+
+    def __str__(self) -> str:
+        return (
+            f"{self.package}: {self.wanted} is wanted, {self.found} is installed; "
+            f"to mend it: {self.fix}"
+        )
