@@ -124,4 +124,6 @@ class WrongVersionError(AppError):
         self.package, self.found, self.wanted, self.fix = package, found, wanted, fix
 
     def __str__(self) -> str:
-        return f"{self.package}: {self.wanted} wanted, {self.found} installed; to mend it: {self.fix}"
+        return (
+            f"{self.package}: {self.wanted} wanted, {self.found} installed; to mend it: {self.fix}"
+        )

@@ -1,0 +1,69 @@
+"""Refusals: answers that the edge gives itself, before vLLM's app sees the request.
+
+Owns their shape on the wire: OpenAI's error object, or Anthropic's on Anthropic's paths, so that
+either's unmodified client raises its usual exception. When to refuse is decided elsewhere.
+"""
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.types import Scope, Send
+
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+}
+# 4000 to 4999 are an application's own; the last three digits are HTTP's status.
+_WEBSOCKET_CODES_FROM = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request goes no further: a sentence for people, a code and a status for programs."""
+
+    status: HTTPStatus
+    code: str
+    message: str
+    param: str | None = None
+
+
+async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
+    """Answer an HTTP request or a WebSocket handshake with the refusal."""
+    if scope["type"] == "websocket":
+        code = _WEBSOCKET_CODES_FROM + refusal.status
+        # A close frame holds 125 bytes, two of them the code.
+        reason = refusal.message.encode("ascii", "replace")[:123].decode()
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+        return
+    body = json.dumps(_body(refusal, path_of(scope))).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if refusal.status is HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": int(refusal.status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def path_of(scope: Scope) -> str:
+    """The path as the application routes it: without the prefix it is mounted under."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(root + "/") else path
+
+
+def _body(refusal: Refusal, path: str) -> dict[str, object]:
+    if path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/"):
+        kind = _ANTHROPIC_TYPES.get(refusal.status, "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": "invalid_request_error",
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
