@@ -4,6 +4,7 @@ Owns the settings in force and their re-reading; the file's format is `app.tenan
 of a key `app.keys`. What a weight does to the order of requests is the scheduler's.
 """
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -13,11 +14,32 @@ from time import monotonic
 
 from app.errors import RevokedKeyError, TenantsFileError, UnknownKeyError
 from app.keys import is_secret_of, parse_key
-from app.tenants_file import KeyRecord, TenantsFile, read_tenants_file
+from app.settings import TenantSettings
+from app.tenants_file import KeyRecord, TenantRecord, TenantsFile, read_tenants_file
 
 DEFAULT_TENANT = "default"
 
 logger = logging.getLogger(__name__)
+
+
+def open_directory(path: Path | None, tenants: Mapping[str, TenantSettings]) -> "TenantDirectory":
+    """The tenants of the file; where there is none, keys are off and these weights count.
+
+    Raises:
+        TenantsFileError: the file is missing or broken.
+    """
+    if path is not None:
+        return TenantDirectory(path)
+    records = {name: TenantRecord(weight=tenant.weight) for name, tenant in tenants.items()}
+    return TenantDirectory(TenantsFile(keys_required=False, tenants=records))
+
+
+def tenant_salt(tenant: str) -> str:
+    """What marks a tenant's cached KV as its own, the same in every process.
+
+    All are equally long: nothing a client adds behind one makes it another tenant's.
+    """
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +54,29 @@ class TenantDirectory:
     """Who may use the service, and with what weight.
 
     The settings in force are always one whole file that passed every check: an edit takes effect
-    altogether or not at all. Without a file, keys are off and all tenants weigh the same.
-    ``refresh`` may run in another thread than the rest.
+    altogether or not at all. ``refresh`` may run in another thread than the rest.
     """
 
     def __init__(
         self,
-        path: Path | None,
+        source: Path | TenantsFile,
         *,
         clock: Callable[[], float] = monotonic,
         recheck_s: float = 1.0,
     ) -> None:
-        """Read the file for the first time.
+        """Read the file for the first time; settings given instead of one never change.
 
         Raises:
             TenantsFileError: the file is missing or broken; there is nothing to fall back on.
         """
-        self._path, self._clock, self._recheck_s = path, clock, recheck_s
+        self._path = source if isinstance(source, Path) else None
+        self._clock, self._recheck_s = clock, recheck_s
         self._looking = threading.Lock()
         self._last_error: str | None = None
-        self._seen = _fingerprint(path)
         self._next_look_s = clock() + recheck_s
-        self._reading = _index(
-            TenantsFile(keys_required=False) if path is None else read_tenants_file(path)
-        )
+        # Taken before reading: a file replaced in between counts as changed at the next look.
+        self._seen = _fingerprint(self._path)
+        self._reading = _index(read_tenants_file(source) if isinstance(source, Path) else source)
 
     @property
     def keys_required(self) -> bool:
@@ -119,8 +140,7 @@ class TenantDirectory:
 
     def _look(self) -> None:
         assert self._path is not None
-        # Taken before reading: a file replaced in between counts as changed at the next look.
-        seen = _fingerprint(self._path)
+        seen = _fingerprint(self._path)  # before reading, as above
         if seen == self._seen:
             return
         self._seen = seen
