@@ -10,6 +10,10 @@ AppError
 │   ├── MissingKeyError    keys are required and none was sent
 │   ├── UnknownKeyError    no tenant has this key
 │   └── RevokedKeyError    the key was taken back
+├── ConfigFileError        serve_config.yaml cannot be read or holds what is not allowed
+├── PortInUseError         the port to serve on is taken
+├── TooLittleMemoryError   the engines would not fit
+├── DeployFailedError      Serve could not bring the application up
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
 └── WrongVersionError      an installed package is not the one this code is written for
 
@@ -127,3 +131,52 @@ class WrongVersionError(AppError):
         return (
             f"{self.package}: {self.wanted} wanted, {self.found} installed; to mend it: {self.fix}"
         )
+
+
+class ConfigFileError(AppError):
+    """serve_config.yaml cannot be read or holds a setting that is not allowed."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class PortInUseError(AppError):
+    """The port to serve on is taken."""
+
+    def __init__(self, host: str, port: int, holder: str | None) -> None:
+        super().__init__(host, port, holder)
+        self.host, self.port, self.holder = host, port, holder
+
+    def __str__(self) -> str:
+        by = f" by {self.holder}" if self.holder else ""
+        return f"port {self.port} of {self.host} is in use{by}: stop it or choose another with --port"
+
+
+class TooLittleMemoryError(AppError):
+    """The engines would need more memory than the machine has free."""
+
+    def __init__(self, wanted_gib: float, available_gib: float, replicas: int) -> None:
+        super().__init__(wanted_gib, available_gib, replicas)
+        self.wanted_gib, self.available_gib, self.replicas = wanted_gib, available_gib, replicas
+
+    def __str__(self) -> str:
+        return (
+            f"too little memory: {self.replicas} engines need {self.wanted_gib:.1f} GiB before any "
+            f"model, {self.available_gib:.1f} GiB are free; lower replicas, kv_cache_gib or "
+            "host_kv_gib"
+        )
+
+
+class DeployFailedError(AppError):
+    """Serve could not bring the application up."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the application did not start: {self.reason}"

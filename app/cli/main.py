@@ -41,6 +41,7 @@ class Command:
 
 
 COMMANDS = (
+    Command("serve", "app.cli.serve", "serve a model on this machine, in the foreground"),
     Command("demo-model", "app.cli.demo_model", "write the small demo model; needs no download"),
     Command("doctor", "app.cli.doctor", "check this machine and say what to fix"),
     Command("keys", "app.cli.keys", "make, list and revoke tenants' API keys"),

@@ -1,0 +1,82 @@
+"""``build(args) -> Application``: the deployments put together, for Serve.
+
+``serve run``, ``serve deploy`` and ``fastswitch serve`` all end here. Deployment classes are
+plain classes; this is the one place where they are wrapped.
+"""
+# No `from __future__ import annotations` in this file: Ray checks `args` only when the annotation
+# is a class, and that import turns it into a string (the checks then vanish).
+
+import os
+from functools import partial
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from app.devices import has_cuda
+from app.edge.dress import HttpEdge
+from app.engine_settings import engine_args, engine_environment
+from app.models import resolve_model
+from app.settings import AppArgs
+from app.tenants import open_directory
+from deployments.engine_replica import EngineReplica
+from deployments.gateway import Gateway
+from deployments.router import Router
+from deployments.served import served, served_app
+from scheduler.fleet import FleetScheduler
+
+# A log line per request costs more than the request's way through the gateway.
+QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
+
+
+def build(args: AppArgs) -> Application:
+    """The gateway in front of the router and the engine replicas."""
+    on_cuda = args.device == "cuda" or (args.device == "auto" and has_cuda())
+    model = resolve_model(args.model)
+    vllm_args = engine_args(args, model, on_cuda=on_cuda)
+    directory = partial(open_directory, args.tenants_file, args.tenants)
+
+    router = _deployment("Router", served(Router), num_replicas=1).bind(
+        new_fleet=partial(new_fleet, args), new_shares=directory
+    )
+    engines = _deployment(
+        "Engine",
+        served(EngineReplica),
+        num_replicas=args.replicas,
+        num_gpus=args.tensor_parallel_size if on_cuda else 0,
+    ).bind(
+        router=router,
+        engine_args=vllm_args,
+        engine_env=engine_environment(args, on_cuda=on_cuda, num_cores=os.cpu_count() or 1),
+        exchange_s=args.exchange_s,
+    )
+    return _deployment("Gateway", served_app(Gateway), num_replicas=args.gateways).bind(
+        router=router,
+        engines=engines,
+        engine_args={**vllm_args, "max_num_queued_reqs": args.max_queued_requests},
+        api_args=args.api_args,
+        edge=HttpEdge(directory, args.max_body_bytes),
+        admit_timeout_s=args.admit_timeout_s,
+    )
+
+
+def new_fleet(args: AppArgs) -> FleetScheduler:
+    """The fleet scheduler these settings describe."""
+    raise NotImplementedError
+
+
+def _deployment(
+    name: str, cls: type, *, num_replicas: int, num_gpus: int = 0
+) -> serve.Deployment:
+    return serve.deployment(
+        name=name,
+        num_replicas=num_replicas,
+        # Engines queue by priority; a second queue in front of them would undo it.
+        max_ongoing_requests=1_000_000,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=15,
+        # The machine's cores are shared on purpose: engines have their own thread counts.
+        ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
+        logging_config=QUIET,
+    )(cls)

@@ -1,0 +1,137 @@
+"""Serve on this machine: starts Ray, the engines and the HTTP edge, and stops them with Ctrl-C.
+
+On a cluster that already runs, use `serve deploy serve_config.yaml` instead.
+"""
+
+import signal
+import threading
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.config_file import ServeConfig, read_serve_config
+from app.deploy_watch import DeployWatcher, served_name, tell, wait_until_served
+from app.devices import has_cuda
+from app.errors import DeployFailedError, PortInUseError, UsageError
+from app.local_cluster import local_cluster
+from app.memory import check_memory
+from app.models import resolve_model
+from app.ports import holder_of_port, is_port_free
+from app.settings import AppArgs
+from app.versions import check_versions
+
+EXAMPLE = "fastswitch serve --model ./my-model --replicas 2 --port 8000"
+APPLICATION = "fastswitch"
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "serve_config.yaml"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="a serve_config.yaml")
+    parser.add_argument("--model", help="a model folder or Hugging Face name (default: demo)")
+    parser.add_argument("--replicas", type=int, help="engines")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where engines compute")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
+    parser.add_argument("--tenants-file", type=Path, help="tenants with API keys")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of app/settings.py, its value as YAML; may be repeated",
+    )
+
+
+def run(options: Namespace) -> int:
+    check_versions()
+    config = read_serve_config(options.config, _overrides(options))
+    host = options.host or config.host
+    port = options.port or config.port
+    if not is_port_free(host, port):
+        raise PortInUseError(host, port, holder_of_port(port))
+    on_cuda = config.args.device == "cuda" or (config.args.device == "auto" and has_cuda())
+    resolve_model(config.args.model)
+    check_memory(config.args, on_cuda=on_cuda)
+    _stop_on_termination()
+    started_s = time.monotonic()
+    tell("starting Ray", 0.0)
+    with local_cluster(num_gpus=None if on_cuda else 0) as dashboard_url:
+        _deploy(config.args, host, port, started_s)
+        _say_ready(config, host, port, dashboard_url, time.monotonic() - started_s)
+        threading.Event().wait()
+    return 0
+
+
+def _overrides(options: Namespace) -> dict[str, Any]:
+    """Settings given on the command line, by their names in ``args``."""
+    named = {
+        "model": options.model,
+        "replicas": options.replicas,
+        "device": options.device,
+        "tenants_file": options.tenants_file,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    if options.tenants_file is not None:
+        given["tenants_file"], given["tenants"] = options.tenants_file.resolve(), {}
+    for setting in options.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: NAME=VALUE is wanted")
+        given[name] = yaml.safe_load(value)
+    return given
+
+
+def _deploy(args: AppArgs, host: str, port: int, started_s: float) -> None:
+    """Deploy the application and wait for it, telling what it waits for.
+
+    Raises:
+        DeployFailedError: Serve gave up; the reason is the failed part's own.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from app.build import build
+
+    watcher = DeployWatcher(started_s)
+    with watcher:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port)
+        )
+        try:
+            serve.run(build(args), name=APPLICATION, route_prefix="/")
+        except RuntimeError:
+            raise DeployFailedError(watcher.failure()) from None
+        wait_until_served(host, port)
+
+
+def _say_ready(
+    config: ServeConfig, host: str, port: int, dashboard_url: str, took_s: float
+) -> None:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  (compared, not bound)
+    url = f"http://{shown}:{port}"
+    model = served_name(url)
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.args.tenants_file else ""
+    print(f"ready  {url}  ({config.args.replicas} engines, {took_s:.0f} s)", flush=True)
+    print(
+        f"""
+  curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "stream": true, "max_tokens": 32,
+         "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  fairness   {url}/v1/fairness
+  metrics    {url}/metrics
+  dashboard  {dashboard_url}
+  stop       Ctrl-C
+""",
+        flush=True,
+    )
+
+
+def _stop_on_termination() -> None:
+    def stop(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

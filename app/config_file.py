@@ -1,0 +1,99 @@
+"""Reading serve_config.yaml: our application's ``args`` and the address to listen on.
+
+Owns finding our application among a Serve configuration's and saying in one sentence what is
+wrong with the file. Serve reads the same file itself for ``serve deploy``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from app.errors import ConfigFileError
+from app.settings import AppArgs
+
+IMPORT_PATH = "app.build:build"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What ``fastswitch serve`` takes from the file."""
+
+    host: str
+    port: int
+    args: AppArgs
+
+
+def read_serve_config(path: Path, overrides: dict[str, Any]) -> ServeConfig:
+    """The file's settings with ``overrides`` (of ``args``) in the place of its own.
+
+    Raises:
+        ConfigFileError: it cannot be read, has no such application, or a setting is not allowed.
+    """
+    document = _load(path)
+    http = _section(path, document, "http_options")
+    applications = document.get("applications") or []
+    ours = [
+        entry
+        for entry in applications
+        if isinstance(entry, dict) and entry.get("import_path") == IMPORT_PATH
+    ]
+    if len(ours) != 1:
+        raise ConfigFileError(
+            path, f"applications: one with import_path {IMPORT_PATH} is needed, found {len(ours)}"
+        )
+    args = parse_args(path, {**(ours[0].get("args") or {}), **overrides})
+    return ServeConfig(http.get("host", "127.0.0.1"), http.get("port", 8000), args)
+
+
+def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:
+    """Checked settings.
+
+    Raises:
+        ConfigFileError: the first thing that is not allowed, by name.
+    """
+    try:
+        return AppArgs.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigFileError(path, describe(error)) from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem as one sentence: where it is, what it was, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(["args", *(str(part) for part in problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: there is no such setting; allowed are {', '.join(_fields(problem['loc']))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    return f"{where}: {message[:1].lower()}{message[1:]}{value}"
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = AppArgs
+    for part in location[:-1]:
+        if not hasattr(model, "model_fields") or part not in model.model_fields:
+            break
+        model = model.model_fields[part].annotation
+    return sorted(getattr(model, "model_fields", {"weight": None}))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigFileError(path, f"cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigFileError(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigFileError(path, "is not a Serve configuration: it has no fields")
+    return document
+
+
+def _section(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]:
+    section = document.get(name) or {}
+    if not isinstance(section, dict):
+        raise ConfigFileError(path, f"{name} has no fields")
+    return section

@@ -1,0 +1,63 @@
+"""The HTTP edge: everything around vLLM's app in a gateway.
+
+Owns our own routes (health, fairness) and the order of what a request passes: body limit, then
+identity, then the app. Who a key belongs to is `app.tenants`; what the routes say is the gateway's.
+"""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+
+from app.edge.identity import Identity, IdentityMiddleware, current_identity
+from app.edge.limits import BodyLimitMiddleware
+from app.tenants import TenantDirectory
+from deployments.gateway import GatewayState
+
+RETRY_AFTER_S = 5
+
+
+class HttpEdge:
+    """Dresses vLLM's app. Made where the application is built, used in each gateway."""
+
+    def __init__(self, new_directory: Callable[[], TenantDirectory], max_body_bytes: int) -> None:
+        self._new_directory = new_directory
+        self._max_body_bytes = max_body_bytes
+
+    def dress(self, app: FastAPI, gateway: GatewayState) -> FastAPI:
+        """Add our routes and what stands before all routes."""
+        app.add_api_route("/health", _health(gateway), methods=["GET"])
+        app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
+        # The last one added is the first a request meets.
+        app.add_middleware(IdentityMiddleware, directory=self._new_directory())
+        app.add_middleware(BodyLimitMiddleware, max_body_bytes=self._max_body_bytes)
+        return app
+
+    def current_caller(self) -> Identity:
+        """Who sent the request in whose context this runs."""
+        return current_identity.get()
+
+
+def _health(gateway: GatewayState) -> Callable[[], Awaitable[Response]]:
+    async def health() -> Response:
+        """200 while requests are served: engines step, the way to them works. Else 503 and why."""
+        try:
+            await gateway.check_ready()
+        except Exception as error:
+            return JSONResponse(
+                {"status": "unavailable", "reason": str(error)},
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                {"Retry-After": str(RETRY_AFTER_S)},
+            )
+        return JSONResponse({"status": "ok"})
+
+    return health
+
+
+def _fairness(gateway: GatewayState) -> Callable[[], Awaitable[Response]]:
+    async def fairness() -> Response:
+        """Tenants, weights, service and current ranks; the engines and their load."""
+        return Response(await gateway.fairness(), media_type="application/json")
+
+    return fairness

@@ -1,0 +1,58 @@
+"""What an engine is started with: vLLM's arguments and the environment, from our settings.
+
+Owns the translation, nothing else; both sides of it (settings, vLLM) have their own homes.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.settings import AppArgs
+from kv.transfer_config import transfer_config
+from scheduler.class_path import scheduler_class_path
+
+GIB = 2**30
+DEFAULT_CPU_KV_GIB = 1.0
+# Faster memory allocation for the CPU engine (Debian's libtcmalloc-minimal4); used where present.
+TCMALLOC = (
+    Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
+    Path("/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4"),
+)
+
+
+def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
+    """vLLM's AsyncEngineArgs by name. ``model`` is a folder or a hub name, never 'demo'."""
+    kv_gib = args.kv_cache_gib if args.kv_cache_gib or on_cuda else DEFAULT_CPU_KV_GIB
+    return {
+        "model": model,
+        "served_model_name": [args.served_model_name] if args.served_model_name else None,
+        # On the CPU equal inputs shall give equal tokens whatever else is in the batch.
+        "dtype": "float32" if args.dtype == "auto" and not on_cuda else args.dtype,
+        "max_model_len": args.max_model_len,
+        "max_num_seqs": args.max_num_seqs,
+        "max_num_batched_tokens": args.max_num_batched_tokens,
+        "tensor_parallel_size": args.tensor_parallel_size,
+        "kv_cache_memory_bytes": int(kv_gib * GIB) if kv_gib else None,
+        "scheduling_policy": "priority",
+        "scheduler_cls": scheduler_class_path(async_scheduling=on_cuda),
+        "kv_transfer_config": transfer_config(args.host_kv_gib) if args.host_kv_gib else None,
+        **args.engine_args,
+    }
+
+
+def engine_environment(args: AppArgs, *, on_cuda: bool, num_cores: int) -> Mapping[str, str]:
+    """What an engine process finds in its environment beside its parent's."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if on_cuda:
+        return common
+    threads = max(1, num_cores // args.replicas)
+    environment = {**common, "OMP_NUM_THREADS": str(threads)}
+    if args.tensor_parallel_size == 1:
+        # The model then runs inside the engine process: one process and one hop per step less.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    preload = [str(path) for path in TCMALLOC if path.exists()]
+    if preload:
+        inherited = os.environ.get("LD_PRELOAD")
+        environment["LD_PRELOAD"] = ":".join(preload + ([inherited] if inherited else []))
+    return environment

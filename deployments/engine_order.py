@@ -1,0 +1,31 @@
+"""What an EngineReplica tells its engine process: how to start, and the regular exchange.
+
+Apart from ``vllm_engine`` so that the replica can use it without importing vLLM.
+"""
+
+from typing import Any
+
+import msgspec
+
+# Message kinds beside vLLM's own EngineCoreRequestType, which counts up from zero.
+HEARTBEAT = b"\xf0"  # [client index]: a gateway is alive; the engine answers with ECHO
+ECHO = b""  # proves the way back too: outputs to a client that is not connected yet are lost
+EXCHANGE = b"\xf1"  # [Exchange]
+
+REPLICA_CLIENT = 0  # the replica is its engine's client 0; gateways draw theirs at random
+
+
+class EngineOrder(msgspec.Struct, frozen=True):
+    """One engine to start. ``engine_args`` are vLLM's AsyncEngineArgs by name."""
+
+    engine_id: str
+    host: str
+    engine_args: dict[str, Any]
+
+
+class Exchange(msgspec.Struct, array_like=True, frozen=True):
+    """New priorities in, progress out."""
+
+    client_index: int
+    priorities: dict[str, int]
+    is_full: bool

@@ -1,0 +1,94 @@
+"""The engine process as its parent sees it: started, ready, alive, stopped.
+
+Owns the child process and its pipes. Knows nothing of requests or the router. The child ends
+by itself when our end of its standard input closes, so a parent killed outright leaves none.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from deployments.engine_order import EngineOrder
+from deployments.errors import EngineStartError
+from deployments.messages import EngineCard
+
+MODULE = "deployments.vllm_engine"
+ERROR_MARK = "fastswitch-engine-error: "
+STOP_S = 10.0
+
+
+class EngineProcess:
+    """One engine process. Started by ``ready``, which also waits for it."""
+
+    def __init__(self, order: EngineOrder, environment: Mapping[str, str]) -> None:
+        self.engine_id = order.engine_id
+        self._order = order
+        self._environment = {**os.environ, **environment}
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_tail: deque[str] = deque(maxlen=40)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def ready(self) -> EngineCard:
+        """Start the process and wait for its card.
+
+        Raises:
+            EngineStartError: it ended first; the message carries its own reason.
+        """
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            MODULE,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        assert process.stdin and process.stdout and process.stderr
+        self._log_reader = asyncio.create_task(self._pass_on_log(process.stderr))
+        process.stdin.write(msgspec.json.encode(self._order) + b"\n")
+        try:
+            size = int.from_bytes(await process.stdout.readexactly(4), "little")
+            payload = await process.stdout.readexactly(size)
+        except asyncio.IncompleteReadError:
+            status = await process.wait()
+            await self._log_reader
+            raise EngineStartError(self.engine_id, status, self._reason()) from None
+        return msgspec.msgpack.decode(payload, type=EngineCard)
+
+    def check_alive(self) -> None:
+        """Raises EngineStartError once the process has ended."""
+        if self._process is not None and self._process.returncode is not None:
+            raise EngineStartError(self.engine_id, self._process.returncode, self._reason())
+
+    async def stop(self) -> None:
+        """Ask the process to end, insist after a while."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def _reason(self) -> str:
+        for line in reversed(self._log_tail):
+            if line.startswith(ERROR_MARK):
+                return line.removeprefix(ERROR_MARK)
+        return self._log_tail[-1] if self._log_tail else "it said nothing"
+
+    async def _pass_on_log(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._log_tail.append(text)
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,182 @@
+"""EngineReplica: keeps one engine process running and in touch with the router.
+
+Owns the engine process: start, regular exchange of priorities against progress, health, end.
+Leaves what runs next to the router's scheduler and the tokens to engine and gateways, which
+talk directly. Without a router the engine goes on with the last priorities it was given.
+The process imports neither torch nor vLLM, so a replica costs little beside its engine.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+from ray.serve.handle import DeploymentHandle
+
+from deployments import wire
+from deployments.engine_order import (
+    ECHO,
+    EXCHANGE,
+    HEARTBEAT,
+    REPLICA_CLIENT,
+    EngineOrder,
+    Exchange,
+)
+from deployments.engine_process import EngineProcess
+from deployments.errors import EngineStalledError, RouterAwayError
+from deployments.messages import EngineCard, Join, Leave, Orders, Report
+from deployments.node import new_engine_id, node_address
+from deployments.router_link import RouterLink
+from scheduler.reports import EngineProgress
+
+logger = logging.getLogger("ray.serve")
+
+STALL_S = 120.0  # longer than any step: a full batch of long prefills on a slow CPU
+REPLY_S = 2.0
+KNOCK_S = 0.2
+
+
+class EngineReplica:
+    """One engine of the fleet. The deployment class; all methods run on one event loop."""
+
+    def __init__(
+        self,
+        router: DeploymentHandle,
+        engine_args: Mapping[str, Any],
+        engine_env: Mapping[str, str],
+        exchange_s: float,
+        host: str | None = None,
+    ) -> None:
+        self._router = RouterLink(router)
+        self._engine_args = dict(engine_args)
+        self._engine_env = dict(engine_env)
+        self._exchange_s = exchange_s
+        self._host = host
+        self._checkpoint: bytes | None = None
+        self._process: EngineProcess | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._last_progress_s = time.monotonic()
+
+    async def start(self) -> None:
+        """Start the engine process and, once it is ready, the exchange.
+
+        Raises:
+            EngineStartError: the process ended before it was ready.
+        """
+        order = EngineOrder(
+            engine_id=new_engine_id(),
+            host=self._host or node_address(),
+            engine_args=self._engine_args,
+        )
+        self._process = EngineProcess(order, self._engine_env)
+        card = await self._process.ready()
+        self._line = EngineLine(card)
+        await self._line.open()
+        await self._router.connect()
+        self._last_progress_s = time.monotonic()
+        self._life = asyncio.create_task(self._exchange_forever(card), name="exchange")
+
+    async def check_health(self) -> None:
+        """Forward progress, not just a process. Serve replaces the replica when this raises."""
+        if self._process is None:
+            return
+        self._process.check_alive()
+        if self._life is not None and self._life.done():
+            self._life.result()
+        silent_s = time.monotonic() - self._last_progress_s
+        if silent_s > STALL_S:
+            raise EngineStalledError(self._process.engine_id, silent_s)
+
+    async def stop(self) -> None:
+        """Leave the fleet, then end the engine process."""
+        if self._life is not None:
+            self._life.cancel()
+        if self._process is not None:
+            try:
+                await self._router.call(Leave(self._process.engine_id), timeout_s=0.5)
+            except RouterAwayError:
+                pass
+            await self._process.stop()
+
+    async def _exchange_forever(self, card: EngineCard) -> None:
+        priorities: dict[str, int] = {}
+        want_join = True
+        last_step = -1
+        while True:
+            try:
+                progress = await self._line.exchange(priorities, is_full=want_join)
+            except TimeoutError:
+                continue  # a long step; check_health decides when it is too long
+            if progress.step != last_step or progress.num_running == 0:
+                last_step, self._last_progress_s = progress.step, time.monotonic()
+            orders = await self._report(card, progress, want_join=want_join)
+            priorities, want_join = orders.priorities, orders.want_join
+            await asyncio.sleep(self._exchange_s)
+
+    async def _report(
+        self, card: EngineCard, progress: EngineProgress, *, want_join: bool
+    ) -> Orders:
+        message = (
+            Join(card, progress, self._checkpoint)
+            if want_join
+            else Report(card.engine_id, progress)
+        )
+        try:
+            orders = await self._router.call(message, timeout_s=REPLY_S)
+        except RouterAwayError:
+            # Whoever answers next may never have heard of us.
+            return Orders(priorities={}, want_join=True)
+        assert isinstance(orders, Orders)
+        if orders.checkpoint is not None:
+            self._checkpoint = orders.checkpoint
+        return orders
+
+
+class EngineLine:
+    """The replica's own connection to its engine process."""
+
+    def __init__(self, card: EngineCard) -> None:
+        context = zmq.asyncio.Context.instance()
+        self._input = wire.connect(
+            context, zmq.PUSH, wire.Endpoint(card.input_address, card.public_key)
+        )
+        self._output = wire.connect(
+            context,
+            zmq.DEALER,
+            wire.Endpoint(card.output_address, card.public_key),
+            identity=wire.client_identity(REPLICA_CLIENT),
+        )
+        self._decode = msgspec.msgpack.Decoder(EngineProgress).decode
+        self._unanswered = False
+
+    async def open(self) -> None:
+        """Returns once both ways are proven to work."""
+        while True:
+            await self._input.send_multipart([HEARTBEAT, REPLICA_CLIENT.to_bytes(8, "little")])
+            try:
+                async with asyncio.timeout(KNOCK_S):
+                    await self._output.recv_multipart()
+                return
+            except TimeoutError:
+                continue
+
+    async def exchange(self, priorities: dict[str, int], *, is_full: bool) -> EngineProgress:
+        """Set ``priorities`` and fetch the progress since the last exchange.
+
+        Raises:
+            TimeoutError: no answer yet. The next call goes on waiting for it.
+        """
+        if not self._unanswered:
+            message = Exchange(REPLICA_CLIENT, priorities, is_full)
+            await self._input.send_multipart([EXCHANGE, msgspec.msgpack.encode(message)])
+            self._unanswered = True
+        async with asyncio.timeout(REPLY_S):
+            payload = ECHO
+            while payload == ECHO:
+                [payload] = await self._output.recv_multipart()
+        self._unanswered = False
+        return self._decode(payload)

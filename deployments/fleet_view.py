@@ -1,0 +1,164 @@
+"""What a gateway knows of the fleet: the engines it can reach and where a request shall go.
+
+Owns the lines to the engines and keeps them in step with the router's directory. The router
+chooses the engine; while it is away the gateway chooses by its own load and gives a tenant's
+requests the priority that tenant had last, so nothing waits for a router.
+"""
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from deployments.engine_links import EngineLink
+from deployments.errors import NoEngineLeftError, RouterAwayError
+from deployments.messages import Admit, Ask, Cancel, Directory, EngineCard, Hello, Placed, Snapshot
+from deployments.router_link import RouterLink
+
+logger = logging.getLogger("ray.serve")
+
+DIRECTORY_S = 1.0
+DIRECTORY_REPLY_S = 2.0
+MAX_REMEMBERED_TENANTS = 10_000
+
+
+class FleetView:
+    """The engines as one gateway sees them. Lives on one event loop.
+
+    ``on_frames`` and ``on_lost`` are set by whoever reads the outputs, before ``start``.
+    """
+
+    def __init__(self, router: RouterLink, client_index: int, admit_timeout_s: float) -> None:
+        self._router = router
+        self._client_index = client_index
+        self._admit_timeout_s = admit_timeout_s
+        self._links: dict[str, EngineLink] = {}
+        self._lost: set[str] = set()
+        self._num_open: Counter[str] = Counter()
+        self._last_priority: OrderedDict[str, int] = OrderedDict()
+        self._snapshot = b"{}"
+        self._task: asyncio.Task[None] | None = None
+        self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
+        self.on_lost: Callable[[str], None]
+
+    async def start(self) -> list[EngineCard]:
+        """Find the router and reach the first engine; returns the cards of engines that are up."""
+        await self._router.connect()
+        self._task = asyncio.create_task(self._follow_directory(), name="directory")
+        while not (up := self._up()):
+            self.check_alive()
+            await asyncio.sleep(0.05)
+        return [link.card for link in up]
+
+    def check_alive(self) -> None:
+        """Raises what ended a background task, if anything did."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+        for link in self._links.values():
+            link.check_alive()
+
+    @property
+    def num_up(self) -> int:
+        return len(self._up())
+
+    @property
+    def has_router(self) -> bool:
+        return self._router.is_up
+
+    def link(self, engine_id: str) -> EngineLink | None:
+        return self._links.get(engine_id)
+
+    async def place(self, admit: Admit) -> tuple[EngineLink, int]:
+        """The engine for a request and its priority there.
+
+        Raises:
+            NoEngineLeftError: no engine can be reached now.
+        """
+        try:
+            reply = await self._router.call(admit, timeout_s=self._admit_timeout_s)
+        except RouterAwayError:
+            return self._place_alone(admit)
+        if isinstance(reply, Placed):
+            link = self._links.get(reply.engine_id)
+            if link is not None and link.is_up:
+                self._remember(admit.tenant, reply.priority)
+                self._num_open[reply.engine_id] += 1
+                return link, reply.priority
+            # The router is ahead of us or behind: take the request back before going elsewhere.
+            await self.cancel(admit.request_id)
+        return self._place_alone(admit)
+
+    async def cancel(self, request_id: str) -> None:
+        """Take an admitted request back from the router; it may never know, then it forgets it."""
+        try:
+            await self._router.call(Cancel(request_id), timeout_s=self._admit_timeout_s)
+        except RouterAwayError:
+            logger.debug("Request %s could not be cancelled at the router", request_id)
+
+    def closed(self, engine_id: str) -> None:
+        """A request this gateway had on ``engine_id`` has ended."""
+        self._num_open[engine_id] -= 1
+
+    async def snapshot(self) -> bytes:
+        """Tenants and engines as JSON, from the router; the last one known while it is away."""
+        try:
+            reply = await self._router.call(Ask(), timeout_s=DIRECTORY_REPLY_S)
+        except RouterAwayError:
+            return self._snapshot
+        assert isinstance(reply, Snapshot)
+        self._snapshot = reply.body
+        return reply.body
+
+    def _up(self) -> list[EngineLink]:
+        return [link for link in self._links.values() if link.is_up]
+
+    def _place_alone(self, admit: Admit) -> tuple[EngineLink, int]:
+        candidates = [link for link in self._up() if link.card.engine_id not in admit.avoid]
+        if not candidates:
+            raise NoEngineLeftError
+        link = min(candidates, key=lambda link: self._num_open[link.card.engine_id])
+        self._num_open[link.card.engine_id] += 1
+        return link, self._last_priority.get(admit.tenant, 0)
+
+    def _remember(self, tenant: str, priority: int) -> None:
+        self._last_priority[tenant] = priority
+        self._last_priority.move_to_end(tenant)
+        if len(self._last_priority) > MAX_REMEMBERED_TENANTS:
+            self._last_priority.popitem(last=False)
+
+    async def _follow_directory(self) -> None:
+        while True:
+            try:
+                reply = await self._router.call(
+                    Hello(self._client_index), timeout_s=DIRECTORY_REPLY_S
+                )
+            except RouterAwayError:
+                reply = None  # keep the engines we have
+            if isinstance(reply, Directory):
+                self._match(reply.engines)
+            await asyncio.sleep(DIRECTORY_S if self._up() else DIRECTORY_S / 10)
+
+    def _match(self, cards: list[EngineCard]) -> None:
+        listed = {card.engine_id for card in cards}
+        for card in cards:
+            if card.engine_id not in self._links and card.engine_id not in self._lost:
+                self._links[card.engine_id] = EngineLink(
+                    card, self._client_index, self.on_frames, self._engine_lost
+                )
+        for engine_id in self._links.keys() - listed:
+            # A router that has just restarted lists engines as they join again.
+            if self._num_open[engine_id] <= 0 and not self._links[engine_id].is_up:
+                self._drop(engine_id)
+        self._lost &= listed
+
+    def _engine_lost(self, engine_id: str) -> None:
+        self._lost.add(engine_id)
+        self._drop(engine_id)
+        self.on_lost(engine_id)
+
+    def _drop(self, engine_id: str) -> None:
+        self._links.pop(engine_id).close()
+        self._num_open.pop(engine_id, None)
+

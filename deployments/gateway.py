@@ -1,0 +1,97 @@
+"""Gateway: the HTTP edge's process. vLLM's own API app over all engines of the fleet.
+
+Owns the life of one gateway: find the router, reach the engines, put vLLM's frontend together,
+say whether it can serve. What happens to a request before vLLM's app sees it (keys, limits, our
+own routes) is the edge's, handed in by ``app.build``.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.errors import NoEngineLeftError
+from deployments.fleet_view import FleetView
+from deployments.node import new_client_index
+from deployments.router_link import RouterLink
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from deployments.vllm_client import Caller, FleetClient
+
+logger = logging.getLogger("ray.serve")
+
+
+class GatewayState(Protocol):
+    """What the edge may ask its gateway."""
+
+    async def fairness(self) -> bytes: ...
+
+    async def check_ready(self) -> None: ...
+
+
+class Edge(Protocol):
+    """Everything around vLLM's app: who is calling, what is allowed, our own routes."""
+
+    def dress(self, app: "FastAPI", gateway: GatewayState) -> "FastAPI": ...
+
+    def current_caller(self) -> "Caller": ...
+
+
+class Gateway:
+    """One gateway. The ingress deployment's class; all methods run on one event loop."""
+
+    def __init__(
+        self,
+        router: DeploymentHandle,
+        engine_args: Mapping[str, Any],
+        api_args: Mapping[str, Any],
+        edge: Edge,
+        admit_timeout_s: float,
+        engines: DeploymentHandle | None = None,
+    ) -> None:
+        """``engines`` is not called: naming it makes Serve deploy the engines with the gateway."""
+        self._engine_args, self._api_args = dict(engine_args), dict(api_args)
+        self._edge = edge
+        self._client_index = new_client_index()
+        self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
+        self._client: FleetClient | None = None
+
+    async def build(self) -> "FastAPI":
+        """Join the fleet and return the app to serve; waits for the first engine."""
+        # vLLM takes seconds to import: here, where the engines are starting anyway.
+        from deployments.vllm_client import FleetClient
+        from deployments.vllm_engine import make_engine_args
+        from deployments.vllm_frontend import FleetLLM, adopt_ready, build_api, make_server_args
+
+        vllm_config = make_engine_args(self._engine_args).create_engine_config()
+        self._client = FleetClient(
+            vllm_config,
+            self._client_index,
+            self._fleet,
+            self._edge.current_caller,
+        )
+        cards = await self._fleet.start()
+        adopt_ready(vllm_config, cards[0].ready)
+        self._llm = FleetLLM(vllm_config, self._client)
+        app = await build_api(self._llm, make_server_args(self._engine_args, self._api_args))
+        return self._edge.dress(app, self)
+
+    async def check_health(self) -> None:
+        """Raises when this gateway cannot serve; Serve then replaces it."""
+        if self._client is None:
+            return
+        self._fleet.check_alive()
+        await self._llm.check_health()
+
+    async def check_ready(self) -> None:
+        """Raises when no engine would take a request now: nobody's fault here, so not ill."""
+        await self.check_health()
+        if self._fleet.num_up == 0:
+            raise NoEngineLeftError
+
+    async def fairness(self) -> bytes:
+        """``GET /v1/fairness`` as JSON."""
+        return await self._fleet.snapshot()

@@ -1,0 +1,121 @@
+"""What gateways and engines say to the router and what it answers: tagged msgpack structs."""
+
+import msgspec
+
+from scheduler.reports import EngineProgress
+
+
+class EngineCard(msgspec.Struct, array_like=True, frozen=True):
+    """How to reach an engine, and what it is.
+
+    ``ready`` is vLLM's own encoded ``EngineCoreReadyResponse``; only gateways open it.
+    """
+
+    engine_id: str
+    input_address: str
+    output_address: str
+    public_key: str
+    ready: bytes
+    max_num_seqs: int
+    num_blocks: int
+    block_tokens: int
+
+
+class Request(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Base of every call to the router."""
+
+
+class Admit(Request, frozen=True):
+    """A gateway asks where a request shall run, and charges its input."""
+
+    request_id: str
+    tenant: str
+    conversation: str | None
+    prompt_tokens: int
+    max_output_tokens: int
+    arrival_s: float
+    avoid: list[str] = []
+
+
+class Cancel(Request, frozen=True):
+    """A gateway could not send a request it had admitted."""
+
+    request_id: str
+
+
+class Hello(Request, frozen=True):
+    """A gateway's regular sign of life; the answer is the ``Directory``."""
+
+    client_index: int
+
+
+class Ask(Request, frozen=True):
+    """Asks for a ``Snapshot`` of tenants and engines."""
+
+
+class Join(Request, frozen=True):
+    """An engine reports for duty, with the newest checkpoint it was given to keep."""
+
+    card: EngineCard
+    progress: EngineProgress
+    checkpoint: bytes | None = None
+
+
+class Report(Request, frozen=True):
+    """An engine's progress since its last report."""
+
+    engine_id: str
+    progress: EngineProgress
+
+
+class Leave(Request, frozen=True):
+    """An engine is gone; its requests are refunded."""
+
+    engine_id: str
+
+
+class Reply(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Base of every answer."""
+
+
+class Done(Reply, frozen=True):
+    """Taken note of."""
+
+
+class Placed(Reply, frozen=True):
+    engine_id: str
+    priority: int
+
+
+class Refused(Reply, frozen=True):
+    """The router knows of no engine that could take the request."""
+
+    reason: str
+
+
+class Directory(Reply, frozen=True):
+    """The engines that take requests."""
+
+    engines: list[EngineCard]
+
+
+class Snapshot(Reply, frozen=True):
+    """``GET /v1/fairness`` as JSON."""
+
+    body: bytes
+
+
+class Orders(Reply, frozen=True):
+    """What an engine is to do: changed priorities, a full report, a checkpoint to keep."""
+
+    priorities: dict[str, int]
+    want_join: bool = False
+    checkpoint: bytes | None = None
+
+
+request_decoder = msgspec.msgpack.Decoder(
+    Admit | Cancel | Hello | Ask | Join | Report | Leave
+)
+reply_decoder = msgspec.msgpack.Decoder(
+    Done | Placed | Refused | Directory | Snapshot | Orders
+)

@@ -1,0 +1,20 @@
+"""Facts about the node a process runs on, from Ray."""
+
+import secrets
+
+import ray
+
+
+def node_address() -> str:
+    """The address under which other nodes reach this one."""
+    return ray.util.get_node_ip_address()
+
+
+def new_engine_id() -> str:
+    """A name no other engine has had: a restarted engine is a new one."""
+    return f"engine-{secrets.token_hex(4)}"
+
+
+def new_client_index() -> int:
+    """A gateway's number towards engines. Random, since gateways do not know of each other."""
+    return secrets.randbits(48) + 1  # 0 is the replica's own

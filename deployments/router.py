@@ -1,0 +1,200 @@
+"""Router: the fleet scheduler's process. One per application; no token passes through it.
+
+Owns the one ``FleetScheduler`` and the endpoint where gateways ask for placements and engines
+report. All its state is soft: engines carry its checkpoint and report everything when they
+join, so a new router goes on where the old one stopped.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+import zmq.asyncio
+
+from deployments.messages import (
+    Admit,
+    Ask,
+    Cancel,
+    Directory,
+    Done,
+    EngineCard,
+    Hello,
+    Join,
+    Leave,
+    Orders,
+    Placed,
+    Refused,
+    Reply,
+    Report,
+    Request,
+    Snapshot,
+    request_decoder,
+)
+from deployments.node import node_address
+from deployments.wire import Endpoint, RpcServer
+from scheduler.errors import NoEngineError
+from scheduler.fleet import AdmitRequest, EngineCapacity, FleetCheckpoint, FleetScheduler
+
+logger = logging.getLogger("ray.serve")
+
+ENGINE_SILENCE_S = 30.0  # an engine in one long step is silent, not gone; a dead one says Leave
+CHECKPOINT_S = 1.0
+HOUSEKEEPING_S = 1.0
+
+
+class TenantShares(Protocol):
+    """Where tenants' weights come from; read again as it changes."""
+
+    def refresh(self) -> None: ...
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+
+
+class Router:
+    """Answers gateways and engines. The deployment class; all methods run on one event loop."""
+
+    def __init__(
+        self,
+        new_fleet: Callable[[], FleetScheduler],
+        new_shares: Callable[[], TenantShares],
+        host: str | None = None,
+    ) -> None:
+        self._fleet = new_fleet()
+        self._shares = new_shares()
+        self._host = host
+        self._weights: Mapping[str, float] = {}
+        self._cards: dict[str, EngineCard] = {}
+        self._heard_s: dict[str, float] = {}
+        self._checkpoint_due_s: dict[str, float] = {}
+        self._has_restored = False
+        self._answers: dict[type[Request], Callable[..., Reply]] = {
+            Admit: self._admit,
+            Cancel: self._cancel,
+            Hello: self._directory,
+            Ask: self._snapshot,
+            Join: self._join,
+            Report: self._report,
+            Leave: self._leave,
+        }
+
+    async def start(self) -> None:
+        """Open the endpoint and begin to answer."""
+        self._apply_shares()
+        self._server = RpcServer(
+            zmq.asyncio.Context.instance(), self._host or node_address(), self._answer
+        )
+        self._tasks = [
+            asyncio.create_task(self._server.serve(), name="router calls"),
+            asyncio.create_task(self._keep_house(), name="router housekeeping"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._server.close()
+
+    async def check_health(self) -> None:
+        """Serve replaces the router when this raises: a dead task would hang every caller."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def endpoint(self) -> Endpoint:
+        """Where to call: asked through Serve, once, by everyone who then talks directly."""
+        return self._server.endpoint
+
+    def _answer(self, payload: bytes) -> Reply:
+        request = request_decoder.decode(payload)
+        return self._answers[type(request)](request)
+
+    def _admit(self, request: Admit) -> Reply:
+        try:
+            placement = self._fleet.admit(
+                AdmitRequest(
+                    request_id=request.request_id,
+                    tenant=request.tenant,
+                    conversation=request.conversation,
+                    prompt_tokens=request.prompt_tokens,
+                    max_output_tokens=request.max_output_tokens,
+                    arrival_s=request.arrival_s,
+                ),
+                avoid=frozenset(request.avoid),
+            )
+        except NoEngineError as error:
+            return Refused(str(error))
+        return Placed(placement.engine_id, placement.priority)
+
+    def _cancel(self, request: Cancel) -> Reply:
+        self._fleet.cancel(request.request_id)
+        return Done()
+
+    def _directory(self, _request: Hello) -> Reply:
+        return Directory(list(self._cards.values()))
+
+    def _snapshot(self, _request: Ask) -> Reply:
+        return Snapshot(msgspec.json.encode(self._fleet.snapshot()))
+
+    def _join(self, request: Join) -> Reply:
+        card = request.card
+        if request.checkpoint is not None and not self._has_restored:
+            self._fleet.restore(msgspec.msgpack.decode(request.checkpoint, type=FleetCheckpoint))
+            self._has_restored = True
+        self._cards[card.engine_id] = card
+        self._fleet.join(
+            card.engine_id,
+            EngineCapacity(
+                max_num_seqs=card.max_num_seqs,
+                blocks_total=card.num_blocks,
+                block_tokens=card.block_tokens,
+            ),
+        )
+        logger.info("Engine %s joined; the fleet has %d", card.engine_id, len(self._cards))
+        return self._take_report(card.engine_id, request)
+
+    def _report(self, request: Report) -> Reply:
+        if request.engine_id not in self._cards:
+            return Orders(priorities={}, want_join=True)
+        return self._take_report(request.engine_id, request)
+
+    def _take_report(self, engine_id: str, request: Join | Report) -> Orders:
+        now = time.monotonic()
+        self._heard_s[engine_id] = now
+        self._fleet.on_report(engine_id, request.progress)
+        checkpoint = None
+        if now >= self._checkpoint_due_s.get(engine_id, 0.0):
+            self._checkpoint_due_s[engine_id] = now + CHECKPOINT_S
+            checkpoint = msgspec.msgpack.encode(self._fleet.checkpoint())
+        return Orders(
+            priorities=self._fleet.priority_changes(engine_id), checkpoint=checkpoint
+        )
+
+    def _leave(self, request: Leave) -> Reply:
+        self._forget(request.engine_id, "said goodbye")
+        return Done()
+
+    def _forget(self, engine_id: str, why: str) -> None:
+        if self._cards.pop(engine_id, None) is None:
+            return
+        self._heard_s.pop(engine_id, None)
+        self._checkpoint_due_s.pop(engine_id, None)
+        lost = self._fleet.leave(engine_id)
+        logger.warning("Engine %s %s; %d requests were on it", engine_id, why, len(lost))
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._apply_shares()
+            now = time.monotonic()
+            for engine_id, heard_s in list(self._heard_s.items()):
+                if now - heard_s > ENGINE_SILENCE_S:
+                    self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
+
+    def _apply_shares(self) -> None:
+        self._shares.refresh()
+        if self._shares.weights != self._weights:
+            self._weights = dict(self._shares.weights)
+            self._fleet.set_tenants(self._weights)

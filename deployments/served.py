@@ -1,0 +1,45 @@
+"""How the deployment classes, which are plain, live as Serve replicas.
+
+Serve awaits a constructor that is a coroutine and a ``__del__`` too; plain classes start and stop
+by methods, so that tests need no cluster. The difference is bridged here and nowhere else.
+"""
+
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from ray import serve
+
+
+class Startable(Protocol):
+    """A deployment class with a life of its own."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def served(cls: Any) -> type:
+    """``cls`` as Serve wants it: started when constructed, stopped when deleted."""
+
+    class Served(cls):  # type: ignore[misc]
+        async def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            await self.start()
+
+        async def __del__(self) -> None:
+            await self.stop()
+
+    Served.__name__ = Served.__qualname__ = cls.__name__
+    return Served
+
+
+def served_app(cls: Any) -> type:
+    """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment."""
+
+    class ServedApp(cls):  # type: ignore[misc]
+        async def __serve_build_asgi_app__(self) -> FastAPI:
+            return await self.build()
+
+    ServedApp.__name__ = ServedApp.__qualname__ = cls.__name__
+    wrapped: type = serve.ingress()(ServedApp)
+    return wrapped

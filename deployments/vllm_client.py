@@ -1,0 +1,199 @@
+"""FleetClient: to vLLM's frontend it is one engine core, behind it is the whole fleet.
+
+Owns which engine has which of this gateway's requests: asks for a placement, sends the request
+there in vLLM's own encoding, merges the engines' outputs, aborts, and deals with an engine that
+is gone. A request is token ids here, so one that has not answered yet simply goes to another
+engine. Leaves the choice of engine and the sockets to ``fleet_view``.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+import msgspec
+import zmq
+from vllm.config import VllmConfig
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from deployments.errors import NoEngineLeftError
+from deployments.fleet_view import FleetView
+from deployments.messages import Admit
+
+logger = logging.getLogger("ray.serve")
+
+TENANT_ARG = "fastswitch_tenant"  # where the engine's scheduler looks for the tenant
+
+
+class Caller(Protocol):
+    """Who sent the request that is being handled."""
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def conversation(self) -> str | None: ...
+
+
+class OwnedRequest:
+    """A request of this gateway and where it runs."""
+
+    __slots__ = ("admit", "engine_id", "has_output", "request")
+
+    def __init__(self, request: EngineCoreRequest, admit: Admit, engine_id: str) -> None:
+        self.request = request
+        self.admit = admit
+        self.engine_id = engine_id
+        self.has_output = False
+
+
+class FleetClient(EngineCoreClient):
+    """vLLM's engine client interface over many engines.
+
+    Every request is owned by at most one engine, and its outputs come in that engine's order.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        client_index: int,
+        fleet: FleetView,
+        current_caller: Callable[[], Caller],
+    ) -> None:
+        self.vllm_config = vllm_config
+        self.engine_ranks_managed = [0]
+        self._client_index = client_index
+        self._fleet = fleet
+        self._current_caller = current_caller
+        self._owned: dict[str, OwnedRequest] = {}
+        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._encode = MsgpackEncoder().encode
+        self._decode = MsgpackDecoder(EngineCoreOutputs).decode
+        self._moves: set[asyncio.Task[None]] = set()
+        self.fail_request: Callable[[str, str], None]  # (request id, reason); set by the frontend
+        fleet.on_frames, fleet.on_lost = self._take_frames, self._engine_lost
+
+    @property
+    def num_open(self) -> int:
+        return len(self._owned)
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Place ``request`` and send it. Cancelled halfway, it leaves nothing behind.
+
+        Raises:
+            NoEngineLeftError: no engine can be reached.
+        """
+        admit = self._make_admit(request)
+        self._label(request, admit.tenant)
+        await self._send_somewhere(request, admit)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        by_engine: defaultdict[str, list[str]] = defaultdict(list)
+        for request_id in request_ids:
+            owned = self._disown(request_id)
+            if owned is not None:
+                by_engine[owned.engine_id].append(request_id)
+        for engine_id, ids in by_engine.items():
+            link = self._fleet.link(engine_id)
+            if link is not None:
+                await link.send([EngineCoreRequestType.ABORT.value, *self._encode(ids)])
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        return await self._outputs.get()
+
+    async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
+        return ("generate",)
+
+    async def reset_mm_cache_async(self) -> None:
+        """Nothing to reset: engines keep their own multimodal caches."""
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Engines outlive their gateways; there is nothing of theirs to shut down here."""
+
+    def _make_admit(self, request: EngineCoreRequest) -> Admit:
+        caller = self._current_caller()
+        params = request.sampling_params
+        return Admit(
+            request_id=request.request_id,
+            tenant=caller.tenant,
+            conversation=caller.conversation or request.session_id,
+            prompt_tokens=len(request.prompt_token_ids or ()),
+            max_output_tokens=(params.max_tokens or 0) if params else 0,
+            arrival_s=request.arrival_time,
+        )
+
+    def _label(self, request: EngineCoreRequest, tenant: str) -> None:
+        """Write into the request what the engine must know, over whatever a client put there."""
+        request.client_index = self._client_index
+        request.cache_salt = _tenant_salt(tenant) + (request.cache_salt or "")
+        if request.sampling_params is not None:
+            extra = request.sampling_params.extra_args or {}
+            request.sampling_params.extra_args = {**extra, TENANT_ARG: tenant}
+
+    async def _send_somewhere(self, request: EngineCoreRequest, admit: Admit) -> None:
+        link, priority = await self._fleet.place(admit)
+        request.priority = priority
+        request.session_id = admit.conversation
+        self._owned[request.request_id] = OwnedRequest(request, admit, link.card.engine_id)
+        try:
+            await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
+        except asyncio.CancelledError:
+            await self.abort_requests_async([request.request_id])
+            raise
+
+    def _take_frames(self, engine_id: str, frames: Sequence[zmq.Frame]) -> None:
+        outputs: EngineCoreOutputs = self._decode(frames)
+        for output in outputs.outputs:
+            if output.finish_reason is not None:
+                self._disown(output.request_id)
+            elif (owned := self._owned.get(output.request_id)) is not None:
+                owned.has_output = True
+        if outputs.outputs:
+            self._outputs.put_nowait(outputs)
+
+    def _disown(self, request_id: str) -> OwnedRequest | None:
+        owned = self._owned.pop(request_id, None)
+        if owned is not None:
+            self._fleet.closed(owned.engine_id)
+        return owned
+
+    def _engine_lost(self, engine_id: str) -> None:
+        """Send what had no output yet elsewhere; end the rest with an error."""
+        lost = [owned for owned in self._owned.values() if owned.engine_id == engine_id]
+        logger.warning("Engine %s is gone with %d of our requests", engine_id, len(lost))
+        for owned in lost:
+            del self._owned[owned.request.request_id]
+            if owned.has_output:
+                self._fail(owned)
+            else:
+                move = asyncio.create_task(self._move(owned), name="move")
+                self._moves.add(move)
+                move.add_done_callback(self._moves.discard)
+
+    async def _move(self, owned: OwnedRequest) -> None:
+        admit = msgspec.structs.replace(
+            owned.admit, avoid=[*owned.admit.avoid, owned.engine_id]
+        )
+        try:
+            await self._send_somewhere(owned.request, admit)
+        except NoEngineLeftError:
+            self._fail(owned)
+
+    def _fail(self, owned: OwnedRequest) -> None:
+        self.fail_request(
+            owned.request.request_id,
+            f"{owned.engine_id}, which was serving this request, stopped. Please send it again.",
+        )
+
+
+def _tenant_salt(tenant: str) -> str:
+    """What keeps a tenant's cached KV its own: unseen and untimed by others (CVE-2025-46570).
+
+    Of fixed length, so that a tenant's name and a salt of the client's cannot run together.
+    """
+    return sha256(tenant.encode()).hexdigest()[:32]

@@ -1,0 +1,248 @@
+"""The engine process: vLLM's EngineCore, reachable by any number of gateways.
+
+Run as ``python -m deployments.vllm_engine`` by the EngineReplica, which writes one JSON line
+(``EngineOrder``) to its standard input and reads one msgpack line (``EngineCard``) back; the
+process ends when that input closes. vLLM's own core process connects to frontends that are
+known when it starts; this one listens instead, so that gateways come and go. Nothing else of
+the core is changed: requests, outputs and their encoding are vLLM's own, one message per step
+and client. This and ``vllm_frontend`` are the only modules here that touch vLLM's private
+surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import zmq
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.utils import EngineZmqAddresses
+from vllm.v1.executor import Executor
+from vllm.v1.request import RequestStatus
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from deployments import wire
+from deployments.engine_order import ECHO, EXCHANGE, HEARTBEAT, EngineOrder, Exchange
+from deployments.messages import EngineCard
+
+logger = logging.getLogger(__name__)
+
+CLIENT_SILENCE_S = 15.0  # a gateway says hello every second; after this long its requests end
+
+
+class ListeningEngineCore(EngineCoreProc):
+    """vLLM's engine core with listening sockets and one more command, the exchange."""
+
+    def __init__(self, order: EngineOrder, vllm_config: VllmConfig) -> None:
+        self._order = order
+        self._context = zmq.Context()
+        self._keys = zmq.curve_keypair()
+        self._heard_s: dict[int, float] = {}
+        super().__init__(
+            vllm_config,
+            local_client=True,
+            handshake_address="",
+            executor_class=Executor.get_class(vllm_config),
+            log_stats=False,
+        )
+
+    @contextmanager
+    def _perform_handshakes(
+        self, *_args: Any, **_kwargs: Any
+    ) -> Generator[EngineZmqAddresses, None, None]:
+        # vLLM fetches its frontends' addresses here; ours come to us.
+        yield EngineZmqAddresses(inputs=[], outputs=[])
+
+    def process_input_sockets(
+        self,
+        input_addresses: list[str],
+        coord_input_address: str | None,
+        identity: bytes,
+        ready_event: threading.Event,
+    ) -> None:
+        """Input thread: gateways' requests and the replica's exchanges into the input queue."""
+        requests, input_end = wire.bind(
+            self._context, zmq.PULL, self._order.host, keys=self._keys
+        )
+        self._outputs, output_end = wire.bind(
+            self._context, zmq.ROUTER, self._order.host, keys=self._keys
+        )
+        self.card = self._make_card(input_end, output_end)
+        ready_event.set()
+        decode_request = MsgpackDecoder(EngineCoreRequest).decode
+        decode = MsgpackDecoder().decode
+        while True:
+            if requests.poll(1000):
+                kind, *frames = requests.recv_multipart(copy=False)
+                try:
+                    self._take_input(kind.bytes, frames, decode_request, decode)
+                except Exception:
+                    logger.exception("A client's message could not be read and was dropped")
+            self._end_silent_clients()
+
+    def process_output_sockets(
+        self, output_paths: list[str], coord_output_path: str | None, engine_index: int
+    ) -> None:
+        """Output thread: each step's outputs to the clients they belong to."""
+        encode = MsgpackEncoder().encode
+        while True:
+            item = self.output_queue.get()
+            if item == EngineCoreProc.ENGINE_CORE_DEAD:
+                return  # clients see the connection close
+            client_index, outputs = item
+            frames = encode(outputs) if isinstance(outputs, EngineCoreOutputs) else [outputs]
+            self._outputs.send_multipart(
+                [wire.client_identity(client_index), *frames], copy=False
+            )
+
+    def _take_input(self, kind: bytes, frames: list[Any], decode_request: Any, decode: Any) -> None:
+        if kind == HEARTBEAT:
+            client_index = int.from_bytes(frames[0].bytes, "little")
+            self._heard_s[client_index] = time.monotonic()
+            self.output_queue.put_nowait((client_index, ECHO))
+            return
+        if kind == EXCHANGE:
+            exchange = msgspec.msgpack.decode(frames[0].buffer, type=Exchange)
+            self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, exchange))
+            return
+        request_type = EngineCoreRequestType(kind)
+        if request_type is EngineCoreRequestType.ADD:
+            request = decode_request(frames)
+            self._heard_s.setdefault(request.client_index, time.monotonic())
+            try:
+                item = self.preprocess_add_request(request)
+            except Exception:
+                self._handle_request_preproc_error(request)
+                return
+            self.input_queue.put_nowait((request_type, item))
+            return
+        item = decode(frames)
+        if request_type is EngineCoreRequestType.ABORT:
+            self.aborts_queue.put_nowait(item)
+        self.input_queue.put_nowait((request_type, item))
+
+    def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
+        if isinstance(request, Exchange):
+            self._answer(request)
+        elif isinstance(request, _SilentClient):
+            self._end_client(request.client_index)
+        else:
+            super()._handle_client_request(request_type, request)
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.scheduler.set_priorities(exchange.priorities)
+        progress = self.scheduler.take_progress(exchange.is_full)
+        self.output_queue.put_nowait((exchange.client_index, msgspec.msgpack.encode(progress)))
+
+    def _end_silent_clients(self) -> None:
+        now = time.monotonic()
+        for client_index, heard_s in list(self._heard_s.items()):
+            if now - heard_s > CLIENT_SILENCE_S:
+                del self._heard_s[client_index]
+                self.input_queue.put_nowait(
+                    (EngineCoreRequestType.UTILITY, _SilentClient(client_index))
+                )
+
+    def _end_client(self, client_index: int) -> None:
+        """Abort what a vanished gateway left behind: nobody reads it any more."""
+        left = [
+            request_id
+            for request_id, request in self.scheduler.requests.items()
+            if request.client_index == client_index
+        ]
+        if left:
+            logger.warning("A gateway went silent: %d of its requests are aborted", len(left))
+            self.scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)
+
+    def _make_card(self, input_end: wire.Endpoint, output_end: wire.Endpoint) -> EngineCard:
+        ready = self._make_ready_response()
+        return EngineCard(
+            engine_id=self._order.engine_id,
+            input_address=input_end.address,
+            output_address=output_end.address,
+            public_key=input_end.public_key,
+            ready=msgspec.msgpack.encode(ready),
+            max_num_seqs=ready.max_num_seqs,
+            num_blocks=ready.num_gpu_blocks,
+            block_tokens=ready.block_size,
+        )
+
+
+class _SilentClient(msgspec.Struct, frozen=True):
+    client_index: int
+
+
+def make_engine_args(settings: Mapping[str, Any]) -> AsyncEngineArgs:
+    """vLLM's engine arguments from our settings; gateway and engine build theirs alike.
+
+    Raises:
+        TypeError: a setting that vLLM does not know.
+    """
+    settings = dict(settings)
+    if (transfer := settings.get("kv_transfer_config")) is not None:
+        settings["kv_transfer_config"] = KVTransferConfig(**transfer)
+    return AsyncEngineArgs(**settings)
+
+
+def run(order: EngineOrder) -> None:
+    """Build the engine, tell the parent where it listens, and step until told to stop."""
+    vllm_config = make_engine_args(order.engine_args).create_engine_config()
+    core = ListeningEngineCore(order, vllm_config)
+
+    def stop(_signal: int, _frame: Any) -> None:
+        core.shutdown_state = EngineShutdownState.REQUESTED
+        # A signal handler must not take the queue's lock: let a thread wake the loop.
+        threading.Thread(
+            target=core.input_queue.put_nowait,
+            args=((EngineCoreRequestType.WAKEUP, None),),
+        ).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    _tell_parent(core.card)
+    try:
+        core.run_busy_loop()
+    finally:
+        core.shutdown()
+
+
+def _tell_parent(card: EngineCard) -> None:
+    payload = msgspec.msgpack.encode(card)
+    sys.stdout.buffer.write(len(payload).to_bytes(4, "little") + payload)
+    sys.stdout.buffer.flush()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent's end of our input closes: an orphan would hold the GPU."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def main() -> None:
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineOrder)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What libraries print belongs to the log; standard output is the line to the parent.
+    parent, log = os.dup(1), 2
+    os.dup2(log, 1)
+    sys.stdout = os.fdopen(parent, "w")
+    try:
+        run(order)
+    except SystemExit:
+        pass
+    except Exception as error:
+        logger.exception("The engine ended")
+        print(f"fastswitch-engine-error: {type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

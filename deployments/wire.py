@@ -1,0 +1,155 @@
+"""The sockets between gateways, router and engines: ZeroMQ over TCP, sealed with CURVE.
+
+Owns how a process offers an endpoint, how another reaches it, and one request/reply client.
+Leaves what the messages mean to ``messages.py`` and the engine's frames to vLLM. Ray carries
+no token and no report: it starts and watches the processes, and hands endpoints around.
+An endpoint's public key travels through Ray only, so knowing it is the right to connect.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import count
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from deployments.errors import RouterAwayError
+from deployments.messages import Request, reply_decoder
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint(msgspec.Struct, array_like=True, frozen=True):
+    """Where a process listens and the public key that opens the connection."""
+
+    address: str
+    public_key: str
+
+
+def bind(
+    context: zmq.Context,
+    kind: int,
+    host: str,
+    *,
+    keys: tuple[bytes, bytes] | None = None,
+) -> tuple[zmq.Socket, Endpoint]:
+    """Offer a socket of ``kind`` on a free port of ``host``."""
+    public, secret = keys or zmq.curve_keypair()
+    socket = context.socket(kind)
+    socket.curve_server = True
+    socket.curve_secretkey = secret
+    _unlimited(socket)
+    port = socket.bind_to_random_port(f"tcp://{host}")
+    return socket, Endpoint(f"tcp://{host}:{port}", public.decode())
+
+
+def connect(
+    context: zmq.Context, kind: int, endpoint: Endpoint, *, identity: bytes | None = None
+) -> zmq.Socket:
+    """Reach ``endpoint``. Returns at once: ZeroMQ connects behind the scenes."""
+    public, secret = zmq.curve_keypair()
+    socket = context.socket(kind)
+    if identity is not None:
+        socket.identity = identity
+    socket.curve_serverkey = endpoint.public_key.encode()
+    socket.curve_publickey, socket.curve_secretkey = public, secret
+    _unlimited(socket)
+    socket.connect(endpoint.address)
+    return socket
+
+
+def client_identity(client_index: int) -> bytes:
+    """The ZeroMQ identity of an engine's client: its index, so that outputs find their way."""
+    # The leading letter keeps clear of identities that begin with zero, which ZeroMQ keeps for itself.
+    return b"c" + client_index.to_bytes(8, "little")
+
+
+def _unlimited(socket: zmq.Socket) -> None:
+    # A full queue would drop frames in silence, and a lost frame is a lost token.
+    socket.sndhwm = 0
+    socket.rcvhwm = 0
+    socket.linger = 0
+
+
+class RpcClient:
+    """Asks a peer's ROUTER socket and waits for the answer, for a bounded time.
+
+    Replies find their caller by call number, so any number of calls may be under way.
+    A peer that is away costs each caller its own timeout and nothing else.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._socket = connect(context, zmq.DEALER, endpoint)
+        self._calls = count(1)
+        self._waiting: dict[int, asyncio.Future[msgspec.Struct]] = {}
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._reader = asyncio.create_task(self._read(), name="rpc replies")
+
+    async def call(self, request: Request, *, timeout_s: float) -> msgspec.Struct:
+        """The peer's answer to ``request``.
+
+        Raises:
+            RouterAwayError: no answer within ``timeout_s``.
+        """
+        number = next(self._calls)
+        future: asyncio.Future[msgspec.Struct] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._socket.send_multipart(
+                [number.to_bytes(8, "little"), self._encode(request)]
+            )
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise RouterAwayError(type(request).__name__, timeout_s) from None
+        finally:
+            self._waiting.pop(number, None)
+
+    @property
+    def is_working(self) -> bool:
+        return not self._reader.done()
+
+    def close(self) -> None:
+        self._reader.cancel()
+        self._socket.close()
+
+    async def _read(self) -> None:
+        while True:
+            number, payload = await self._socket.recv_multipart()
+            future = self._waiting.pop(int.from_bytes(number, "little"), None)
+            if future is not None and not future.done():
+                future.set_result(reply_decoder.decode(payload))
+
+
+class RpcServer:
+    """Answers calls that arrive on a bound ROUTER socket, one after the other.
+
+    ``answer`` is a plain function: it must not wait, so that a call costs its own work only.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        host: str,
+        answer: Callable[[bytes], msgspec.Struct],
+    ) -> None:
+        self._socket, self.endpoint = bind(context, zmq.ROUTER, host)
+        self._answer = answer
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    async def serve(self) -> None:
+        """Answer until cancelled. A call that fails is logged and left unanswered: it times out."""
+        while True:
+            caller, number, payload = await self._socket.recv_multipart()
+            try:
+                reply = self._encode(self._answer(payload))
+            except Exception:
+                logger.exception("A call to the router failed")
+                continue
+            await self._socket.send_multipart([caller, number, reply])
+
+    def close(self) -> None:
+        self._socket.close()
