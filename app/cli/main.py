@@ -7,7 +7,7 @@ module, imported only when that command runs: ``--help`` must not wait for an en
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Protocol, cast
@@ -48,10 +48,10 @@ COMMANDS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS) -> int:
     """Run one command; the result is the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = _chosen(arguments)
+    command = _chosen(arguments, {command.name: command for command in commands})
     try:
         module = command.load()
         return module.run(_options(command, module, arguments[1:]))
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED_STATUS
 
 
-def _chosen(arguments: Sequence[str]) -> Command:
-    commands = {command.name: command for command in COMMANDS}
+def _chosen(arguments: Sequence[str], commands: Mapping[str, Command]) -> Command:
     width = max(map(len, commands))
     parser = ArgumentParser(
         prog="fastswitch",
