@@ -1,0 +1,64 @@
+"""Host memory for KV: how much the machine can spare, and its allocation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+
+from kv.errors import HostMemorySizeError
+
+GIB = 2**30
+# What the rest of the machine may still need is not ours to take.
+SPARED_SHARE = 0.05
+
+
+def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that could still be used: the machine's, or what is left of the container's limit."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        reclaimable = dict(
+            line.split() for line in (cgroup / "memory.stat").read_text().splitlines()
+        ).get("inactive_file", "0")
+    except OSError:
+        return free  # no such limit on this machine
+    if limit == "max":
+        return free
+    return min(free, int(limit) - used + int(reclaimable))
+
+
+def check_fits(num_bytes: int, free: int) -> None:
+    """Refuse an allocation that would leave the machine without memory.
+
+    Raises:
+        HostMemorySizeError: with the size that would fit.
+    """
+    usable = int(free * (1 - SPARED_SHARE))
+    if num_bytes > usable:
+        problem = (
+            f"{free / GIB:.1f} GiB of memory are free on this machine for this worker, "
+            f"so at most {usable / GIB:.1f} fit"
+        )
+        raise HostMemorySizeError(num_bytes / GIB, problem)
+
+
+def allocate(
+    device_rows: Mapping[str, torch.Tensor], num_host_blocks: int, *, is_pinned: bool
+) -> dict[str, torch.Tensor]:
+    """Rows of host memory to match a device's: ``(num_host_blocks, bytes)`` each."""
+    rows = {}
+    for name, device in device_rows.items():
+        rows[name] = torch.empty((num_host_blocks, device.shape[1]), dtype=torch.uint8)
+        if is_pinned:
+            # Not pin_memory=True: that rounds up to the next power of two.
+            _pin(rows[name])
+    return rows
+
+
+def _pin(tensor: torch.Tensor) -> None:
+    failure = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+    if failure.value:
+        problem = f"the GPU's driver refused to pin {tensor.nbytes} bytes (CUDA error {failure})"
+        raise HostMemorySizeError(tensor.nbytes / GIB, problem)

@@ -1,0 +1,221 @@
+"""Who makes way when a better-ranked request waits: the choice alone, on plain values.
+
+A waiting request displaces a running one only if its priority number is strictly lower, only as
+far as it lacks a sequence slot or KV blocks, and only if it then fits; the worst ranked goes
+first. A prefill that would leave it no tokens of the step is held for that step instead: that
+copies nothing. vLLM has no such step of its own: it preempts only for requests that run already.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item", bound=Any)
+
+
+class HeldBlock(Protocol):
+    """A KV block as the engine knows it."""
+
+    @property
+    def block_id(self) -> int: ...
+
+    @property
+    def ref_cnt(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRequest:
+    """What a waiting request needs to be admitted."""
+
+    request_id: str
+    priority: int
+    num_blocks: int  # that the free blocks must cover
+    num_tokens: int  # it would compute in this step, given the whole budget
+    min_tokens: int  # with fewer it is not admitted at all
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """What a running request holds, and takes in this step."""
+
+    request_id: str
+    priority: int
+    blocks: Sequence[HeldBlock]
+    num_growth_blocks: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is free before anything of this step is scheduled."""
+
+    num_slots: int
+    num_blocks: int
+    num_tokens: int
+    watermark_blocks: int = 0  # kept free while anything else runs
+
+
+@dataclass(frozen=True, slots=True)
+class Displacement:
+    """Running requests to preempt, and those to leave out of this one step."""
+
+    victims: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+
+
+NO_DISPLACEMENT = Displacement()
+
+
+def choose_displaced(
+    waiting: Iterable[WaitingRequest], running: Sequence[RunningRequest], room: Room
+) -> Displacement:
+    """Who makes way. ``waiting`` in the order of admission, ``running`` from best rank to worst.
+
+    ``waiting`` is read only as far as it outranks somebody and fits.
+    """
+    choice = _Choice(running, room)
+    for request in waiting:
+        if not choice.has_outranked_by(request) or not choice.admit(request):
+            break
+    return choice.displacement
+
+
+def ranked(heap: Sequence[Item]) -> Iterator[Item]:
+    """A binary heap's items from least to greatest, each found when asked for.
+
+    The first k cost O(k log k) whatever the heap's size, and the heap stays as it is.
+    """
+    frontier = [(heap[0], 0)] if heap else []
+    while frontier:
+        item, index = heapq.heappop(frontier)
+        yield item
+        for child in (2 * index + 1, 2 * index + 2):
+            if child < len(heap):
+                heapq.heappush(frontier, (heap[child], child))
+
+
+class _FreedBlocks:
+    """How many blocks would be free if some requests were gone: a shared one only with its last."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._num_gone: Counter[int] = Counter()
+
+    def add(self, blocks: Sequence[HeldBlock]) -> None:
+        for block in blocks:
+            self._num_gone[block.block_id] += 1
+            self.count += self._num_gone[block.block_id] == block.ref_cnt
+
+    def remove(self, blocks: Sequence[HeldBlock]) -> None:
+        for block in blocks:
+            self.count -= self._num_gone[block.block_id] == block.ref_cnt
+            self._num_gone[block.block_id] -= 1
+
+
+class _Choice:
+    """The step as chosen so far: who has gone, who is held, and what that leaves.
+
+    ``_num_tokens`` counts what the running requests ask for, so it can be below zero.
+    """
+
+    def __init__(self, running: Sequence[RunningRequest], room: Room) -> None:
+        self._running = running
+        self._gone: dict[str, RunningRequest] = {}
+        self._held: dict[str, RunningRequest] = {}
+        self._freed = _FreedBlocks()
+        self._watermark_blocks = room.watermark_blocks
+        self._num_admitted = 0
+        self._num_slots = room.num_slots
+        self._num_blocks = room.num_blocks - sum(one.num_growth_blocks for one in running)
+        self._num_tokens = room.num_tokens - sum(one.num_tokens for one in running)
+
+    @property
+    def displacement(self) -> Displacement:
+        return Displacement(tuple(self._gone), tuple(self._held.keys() - self._gone.keys()))
+
+    def has_outranked_by(self, request: WaitingRequest) -> bool:
+        return next(self._outranked_by(request), None) is not None
+
+    def admit(self, request: WaitingRequest) -> bool:
+        """Make way for a request and count it in; whether it fits. If not, nothing changes."""
+        gone, held = self._preempt_for(request), self._hold_for(request)
+        if not self._has_slot_and_blocks(request) or self._num_tokens < request.min_tokens:
+            for one in held:
+                self._release(one)
+            for one in gone:
+                self._bring_back(one)
+            return False
+        self._num_admitted += 1
+        self._num_slots -= 1
+        self._num_blocks -= request.num_blocks
+        self._num_tokens -= min(self._num_tokens, request.num_tokens)
+        return True
+
+    def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
+        """Those still running that make way for ``request``, worst first."""
+        for one in reversed(self._running):
+            if one.priority <= request.priority:
+                return
+            if one.request_id not in self._gone:
+                yield one
+
+    def _has_slot_and_blocks(self, request: WaitingRequest) -> bool:
+        is_alone = len(self._gone) == len(self._running) and not self._num_admitted
+        num_needed = request.num_blocks + (0 if is_alone else self._watermark_blocks)
+        return self._num_slots > 0 and num_needed <= self._num_blocks + self._freed.count
+
+    def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
+        outranked = list(self._outranked_by(request))
+        num_reachable = self._num_blocks + self._freed.count
+        num_reachable += sum(len(one.blocks) + one.num_growth_blocks for one in outranked)
+        if request.num_blocks > num_reachable:
+            return []  # spares walking all their blocks, step after step, for one that is too big
+        gone = []
+        for one in outranked:
+            if self._has_slot_and_blocks(request):
+                break
+            self._send_away(one)
+            gone.append(one)
+        # A small one may have gone in vain before a big one made the room alone.
+        return [one for one in reversed(gone) if not self._can_spare(one, request)]
+
+    def _can_spare(self, one: RunningRequest, request: WaitingRequest) -> bool:
+        self._bring_back(one)
+        if self._has_slot_and_blocks(request):
+            return True
+        self._send_away(one)
+        return False
+
+    def _hold_for(self, request: WaitingRequest) -> list[RunningRequest]:
+        held = []
+        for one in self._outranked_by(request):
+            if self._num_tokens >= request.num_tokens:
+                break
+            is_prefill = one.num_tokens > 1  # a decode takes one token: holding it gains nothing
+            if is_prefill and one.request_id not in self._held:
+                self._held[one.request_id] = one
+                self._num_tokens += one.num_tokens
+                held.append(one)
+        return held
+
+    def _release(self, one: RunningRequest) -> None:
+        del self._held[one.request_id]
+        self._num_tokens -= one.num_tokens
+
+    def _send_away(self, one: RunningRequest) -> None:
+        self._gone[one.request_id] = one
+        self._freed.add(one.blocks)
+        self._num_slots += 1
+        self._num_blocks += one.num_growth_blocks
+        if one.request_id not in self._held:
+            self._num_tokens += one.num_tokens
+
+    def _bring_back(self, one: RunningRequest) -> None:
+        del self._gone[one.request_id]
+        self._freed.remove(one.blocks)
+        self._num_slots -= 1
+        self._num_blocks -= one.num_growth_blocks
+        if one.request_id not in self._held:
+            self._num_tokens -= one.num_tokens
