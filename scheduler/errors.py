@@ -1,0 +1,62 @@
+"""What the scheduler can refuse, and why.
+
+SchedulerError
+├── NoEngineError        nowhere to run a request
+├── UnknownEngineError   an engine speaks that has not joined
+├── InvalidWeightError   a tenant's weight is not a positive, finite number
+└── NotFreshError        a checkpoint meets a scheduler that is already at work
+"""
+
+
+class SchedulerError(Exception):
+    """Anything the scheduler refuses."""
+
+
+class NoEngineError(SchedulerError):
+    """Every engine that has joined is to be avoided, or none has joined."""
+
+    def __init__(self, request_id: str, joined: int, avoided: int) -> None:
+        super().__init__(request_id, joined, avoided)
+        self.request_id, self.joined, self.avoided = request_id, joined, avoided
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request_id}: no engine can take it, "
+            f"{self.joined} joined and {self.avoided} to be avoided"
+        )
+
+
+class UnknownEngineError(SchedulerError):
+    """An engine has to join before it reports or asks for priorities."""
+
+    def __init__(self, engine_id: str) -> None:
+        super().__init__(engine_id)
+        self.engine_id = engine_id
+
+    def __str__(self) -> str:
+        return f"engine {self.engine_id} has not joined"
+
+
+class InvalidWeightError(SchedulerError):
+    """A tenant's weight cannot divide service."""
+
+    def __init__(self, tenant: str, weight: float) -> None:
+        super().__init__(tenant, weight)
+        self.tenant, self.weight = tenant, weight
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant}: weight {self.weight} must be a finite number above 0"
+
+
+class NotFreshError(SchedulerError):
+    """A checkpoint can only be restored before anything has joined or been admitted."""
+
+    def __init__(self, num_engines: int, num_requests: int) -> None:
+        super().__init__(num_engines, num_requests)
+        self.num_engines, self.num_requests = num_engines, num_requests
+
+    def __str__(self) -> str:
+        return (
+            "a checkpoint can be restored only into a new scheduler: this one has "
+            f"{self.num_engines} engines and {self.num_requests} live requests"
+        )

@@ -1,0 +1,61 @@
+"""The seam between the fleet and a fairness policy.
+
+The fleet tells a policy what happens to requests, in the order in which it happens; the
+policy says how urgent each live request is. A policy has no clock, no randomness and no
+engines of its own: what it needs it is given.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from scheduler.ledger import Tokens
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantWeights
+from scheduler.tracking import TrackedRequest
+
+
+class Policy(Protocol):
+    """Decides who runs next. The fleet calls it from one thread."""
+
+    @property
+    def name(self) -> str:
+        """What settings and people call it."""
+
+    def reweigh(self) -> None:
+        """Tenants' weights have changed."""
+
+    def arrive(self, request: TrackedRequest) -> None:
+        """A request has become live."""
+
+    def start(self, request: TrackedRequest) -> None:
+        """A live request runs for the first time; its counts are those before that."""
+
+    def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
+        """A live request, once started, has moved by ``tokens``; its counts include them."""
+
+    def depart(self, request: TrackedRequest) -> None:
+        """A live request has finished, was aborted, or was lost with its engine."""
+
+    def settle(self, tenant: str, tokens: Tokens) -> None:
+        """Tokens of a tenant were processed that no request's progress has told of.
+
+        Negative where progress had told of too much.
+        """
+
+    def rerank(self, now_s: float) -> None:
+        """Decide anew. Until the next call live requests keep the priorities of this one."""
+
+    def priority(self, request: TrackedRequest) -> int:
+        """How urgent a live request is: dense ranks, 0 runs first, equals in turn of arrival."""
+
+    def counters(self) -> Mapping[str, float]:
+        """What the policy holds against each tenant, for people to read."""
+
+    def save(self) -> bytes:
+        """All it would need to go on elsewhere, live requests aside."""
+
+    def load(self, state: bytes) -> None:
+        """Go on from what ``save`` gave, once the live requests have arrived and started."""
+
+
+PolicyFactory = Callable[[ServiceWeights, TenantWeights], Policy]

@@ -1,0 +1,117 @@
+"""The fleet as people read it: ``GET /v1/fairness``.
+
+Owns the shape of that answer, plain values that any encoder takes, and keeps nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from scheduler.engines import JoinedEngine
+from scheduler.ledger import ServiceLedger, Tokens
+from scheduler.policies.policy import Policy
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantWeights
+from scheduler.tracking import RequestTable, TrackedRequest
+
+
+@dataclass(slots=True)
+class _Presence:
+    """What one tenant has live."""
+
+    rank: int | None = None  # of its most urgent request
+    live: int = 0
+    running: int = 0
+
+    def count(self, request: TrackedRequest, rank: int) -> None:
+        self.rank = rank if self.rank is None else min(self.rank, rank)
+        self.live += 1
+        self.running += request.is_running
+
+
+@dataclass(frozen=True, slots=True)
+class FairnessView:
+    """The parts of a fleet that a snapshot reads."""
+
+    policy: Policy
+    service: ServiceWeights
+    weights: TenantWeights
+    ledger: ServiceLedger
+    requests: RequestTable
+    engines: Mapping[str, JoinedEngine]
+
+    def snapshot(self) -> dict[str, object]:
+        """Tenants, engines and totals.
+
+        ``service_share`` is a tenant's part of all service so far; ``entitled_share`` its
+        part of the weights of the tenants that have live requests, 0 for one that has none.
+        """
+        presence = self._presence()
+        return {
+            "policy": self.policy.name,
+            "tenants": self._tenants(presence),
+            "engines": {
+                engine_id: self._engine(engine_id, engine)
+                for engine_id, engine in self.engines.items()
+            },
+            "totals": {
+                "service": self.service.units(*self.ledger.total),
+                "prompt_tokens": self.ledger.total.prompt,
+                "output_tokens": self.ledger.total.output,
+                **_counts(presence.values()),
+            },
+        }
+
+    def _presence(self) -> Mapping[str, _Presence]:
+        presence: defaultdict[str, _Presence] = defaultdict(_Presence)
+        for request in self.requests.all():
+            presence[request.tenant].count(request, self.policy.priority(request))
+        return presence
+
+    def _tenants(self, presence: Mapping[str, _Presence]) -> dict[str, object]:
+        counters = self.policy.counters()
+        total = self.service.units(*self.ledger.total)
+        weight_live = sum(self.weights[tenant] for tenant in presence)
+        names = {*self.weights.configured, *self.ledger.tenants, *presence}
+        tenants: dict[str, object] = {}
+        for tenant in sorted(names):
+            present = presence.get(tenant, _Presence())
+            tokens = self.ledger.tenants.get(tenant, Tokens())
+            service = self.service.units(*tokens)
+            weight = self.weights[tenant]
+            tenants[tenant] = {
+                "weight": weight,
+                "service": service,
+                "prompt_tokens": tokens.prompt,
+                "output_tokens": tokens.output,
+                "service_share": service / total if total else 0.0,
+                "entitled_share": weight / weight_live if present.live else 0.0,
+                "counter": counters.get(tenant, 0.0),
+                "rank": present.rank,
+                **_counts([present]),
+            }
+        return tenants
+
+    def _engine(self, engine_id: str, engine: JoinedEngine) -> dict[str, object]:
+        latest = engine.latest
+        return {
+            "load": self.requests.load(engine_id),
+            "live": len(self.requests.on_engine(engine_id)),
+            "running": latest.num_running,
+            "waiting": latest.num_waiting,
+            "max_num_seqs": engine.capacity.max_num_seqs,
+            "blocks_used": latest.blocks_used,
+            "blocks_total": latest.blocks_total or engine.capacity.blocks_total,
+            "host_blocks_used": latest.host_blocks_used,
+            "host_blocks_total": latest.host_blocks_total,
+            "switches": msgspec.structs.asdict(latest.switches),
+        }
+
+
+def _counts(presence: Iterable[_Presence]) -> dict[str, int]:
+    present: Collection[_Presence] = list(presence)
+    live = sum(each.live for each in present)
+    running = sum(each.running for each in present)
+    return {"live": live, "running": running, "waiting": live - running}
