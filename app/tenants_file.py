@@ -150,7 +150,8 @@ def parse_tenants(path: Path, content: bytes) -> TenantsFile:
         line = f"line {mark.line + 1}: " if mark else ""
         raise TenantsFileError(path, f"{line}{error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TenantsFileError(path, f"is not readable as YAML: {error}") from error
+        reason = " ".join(str(error).split())  # PyYAML's own is several lines
+        raise TenantsFileError(path, f"is not readable as YAML: {reason}") from error
     if raw is None:
         # Also what a reader sees while an editor writes in place: never "everything is allowed".
         raise TenantsFileError(path, f"is empty; allowed fields: {_fields_of(TenantsFile)}")
@@ -290,8 +291,9 @@ def _first_problem(error: ValidationError) -> str:
         case "string_type" if first["loc"][-1] == "[key]":
             return f"{where} is not text: put the tenant's name in quotes"
         case _:
-            should = first["msg"].replace("Input should", "it should")
-            return f"{where} is {str(first['input'])[:80]!r}, but {should}"
+            # Pydantic says "Input should ..." or "String should ...".
+            _, _, wanted = first["msg"].partition(" should ")
+            return f"{where} is {str(first['input'])[:80]!r}, but it should {wanted}"
 
 
 def _record_at(location: tuple[int | str, ...]) -> type[_Record]:
