@@ -81,7 +81,8 @@ class SwapPlanner:
 
     @property
     def num_host_blocks_used(self) -> int:
-        return self._pool.num_blocks - self._pool.num_free
+        """Blocks of copies that are still wanted."""
+        return self._pool.num_blocks - self._pool.num_free - len(self._leaving)
 
     def num_kept_tokens(self, request_id: str) -> int:
         kept = self._kept.get(request_id)

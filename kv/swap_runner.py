@@ -26,7 +26,7 @@ class SwapRunner:
             return
         try:
             self._copier.copy_out(outs)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             logger.exception("Swap-out of %d blocks failed; they will be recomputed", len(outs))
             self._unwritten_host_blocks.update(outs.host_blocks)
         else:
@@ -37,7 +37,7 @@ class SwapRunner:
             return
         try:
             self._copier.copy_in(ins)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             logger.exception("Swap-in of %d blocks failed; they will be recomputed", len(ins))
             self._failed_device_blocks.update(ins.device_blocks)
         else:

@@ -133,7 +133,13 @@ class _Choice:
 
     @property
     def displacement(self) -> Displacement:
-        return Displacement(tuple(self._gone), tuple(self._held.keys() - self._gone.keys()))
+        worst_first = [one.request_id for one in reversed(self._running)]
+        return Displacement(
+            victims=tuple(name for name in worst_first if name in self._gone),
+            held=tuple(
+                name for name in worst_first if name in self._held and name not in self._gone
+            ),
+        )
 
     def has_outranked_by(self, request: WaitingRequest) -> bool:
         return next(self._outranked_by(request), None) is not None
