@@ -139,7 +139,7 @@ class FleetScheduler:
         if moved:  # only now: a tenant whose one request moves was never idle
             self._policy.depart(moved)
         self._await_sign(tracked)
-        tracked.priority = self._policy.priority(tracked)
+        [tracked.priority] = self._policy.priorities([tracked])
         return Placement(tracked.engine_id, tracked.priority)
 
     def cancel(self, request_id: str) -> None:
@@ -166,15 +166,11 @@ class FleetScheduler:
         engine.note(report)
         for live in report.live:
             self._on_live(engine_id, live)
-        gone = [
-            request
-            for finished in report.finished
-            if (request := self._on_finished(engine_id, finished))
-        ]
+        for finished in report.finished:
+            self._on_finished(engine_id, finished)
         if report.is_full:
             self._settle(engine_id, report)
-            gone += self._unlisted(engine_id, report)
-        for request in gone:
+        for request in self._gone(engine_id, report):
             self._forget(request)
 
     def priority_changes(self, engine_id: str) -> dict[str, int]:
@@ -188,8 +184,8 @@ class FleetScheduler:
         self._engine(engine_id)
         self._rank_if_due()
         changes = {}
-        for request in self._requests.on_engine(engine_id):
-            priority = self._policy.priority(request)
+        requests = self._requests.on_engine(engine_id)
+        for request, priority in zip(requests, self._policy.priorities(requests), strict=True):
             if priority != request.priority and request.is_seen:
                 changes[request.request_id] = request.priority = priority
         return changes
@@ -280,32 +276,29 @@ class FleetScheduler:
             self._move(request, live.prompt_done, live.output_done, is_running=live.is_running)
             request.priority = live.priority
 
-    def _on_finished(self, engine_id: str, finished: FinishedRequest) -> TrackedRequest | None:
-        """Count the request's last tokens; return it if it is ours to forget."""
+    def _on_finished(self, engine_id: str, finished: FinishedRequest) -> None:
         request = self._requests.get(finished.request_id)
         if request is None or request.engine_id != engine_id:
-            return None
+            return
         self._move(request, finished.prompt_done, finished.output_done, is_running=False)
         if finished.reason in _COMPLETE:
             self._output_lengths.observe(finished.output_done)
-        return request
 
     def _move(
         self, request: TrackedRequest, prompt_done: int, output_done: int, *, is_running: bool
     ) -> None:
         """Bring a request to these counts, as far as they are news, and charge the difference."""
-        prompt_done = min(prompt_done, request.prompt_tokens)
-        tokens = Tokens(
-            max(0, prompt_done - request.prompt_done), max(0, output_done - request.output_done)
-        )
+        prompt = max(0, min(prompt_done, request.prompt_tokens) - request.prompt_done)
+        output = max(0, output_done - request.output_done)
+        has_moved = prompt > 0 or output > 0
         request.is_running = is_running
-        has_moved = any(tokens)
         if not request.has_started and (is_running or has_moved):
             self._policy.start(request)
             request.has_started = True
         if has_moved:
-            request.prompt_done += tokens.prompt
-            request.output_done += tokens.output
+            tokens = Tokens(prompt, output)
+            request.prompt_done += prompt
+            request.output_done += output
             self._policy.progress(request, tokens)
             self._ledger.add(request.engine_id, request.tenant, tokens)
             self._weigh(request)
@@ -323,14 +316,19 @@ class FleetScheduler:
         for tenant, tokens in self._ledger.settle(engine_id, report.tenant_service).items():
             self._policy.settle(tenant, tokens)
 
-    def _unlisted(self, engine_id: str, report: EngineProgress) -> list[TrackedRequest]:
-        """Requests that the engine had and has no longer. Those on their way there stay."""
-        listed = {live.request_id for live in report.live}
-        listed.update(finished.request_id for finished in report.finished)
+    def _gone(self, engine_id: str, report: EngineProgress) -> list[TrackedRequest]:
+        """Requests that have left the engine, by this report.
+
+        A full report also tells by what it does not list; requests that are still on their
+        way to the engine stay.
+        """
+        finished = {finished.request_id for finished in report.finished}
+        present = {live.request_id for live in report.live}
         return [
             request
             for request in self._requests.on_engine(engine_id)
-            if request.is_seen and request.request_id not in listed
+            if request.request_id in finished
+            or (report.is_full and request.is_seen and request.request_id not in present)
         ]
 
     def _rank_if_due(self) -> None:

@@ -7,17 +7,22 @@ the difference to the engine's own totals. Ranks and counters are the policies' 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import msgspec
 
 
-class Tokens(NamedTuple):
+class Tokens(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Prompt and output tokens processed; below 0 where more was counted than there was."""
 
     prompt: int = 0
     output: int = 0
+
+    def plus(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.output + other.output)
+
+    def minus(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt - other.prompt, self.output - other.output)
 
 
 class EngineAccount(msgspec.Struct, array_like=True):
@@ -58,7 +63,10 @@ class ServiceLedger:
 
     @property
     def total(self) -> Tokens:
-        return _sum([self._unlisted, *self._tenants.values()])
+        total = self._unlisted
+        for tokens in self._tenants.values():
+            total = total.plus(tokens)
+        return total
 
     def open(self, engine_id: str) -> None:
         """Begin to count an engine, where it was left off if it was ever counted before."""
@@ -86,7 +94,7 @@ class ServiceLedger:
     def add(self, engine_id: str, tenant: str, tokens: Tokens) -> None:
         """Count tokens that one request has moved by."""
         counted = self._engines[engine_id].counted
-        counted[tenant] = _sum((counted.get(tenant, _NONE), tokens))
+        counted[tenant] = counted.get(tenant, _NONE).plus(tokens)
         self._credit(tenant, tokens)
 
     def settle(self, engine_id: str, totals: Mapping[str, tuple[int, int]]) -> dict[str, Tokens]:
@@ -97,13 +105,15 @@ class ServiceLedger:
         no longer lists is one that it counts from nought when it comes back.
         """
         account = self._engines[engine_id]
-        missing = {}
-        for tenant, (prompt, output) in totals.items():
-            counted = account.counted.get(tenant, _NONE)
-            if counted != (prompt, output):
-                missing[tenant] = Tokens(prompt - counted.prompt, output - counted.output)
-                self._credit(tenant, missing[tenant])
-        account.counted = {tenant: Tokens(*tokens) for tenant, tokens in totals.items()}
+        reported = {tenant: Tokens(*tokens) for tenant, tokens in totals.items()}
+        missing = {
+            tenant: tokens.minus(account.counted.get(tenant, _NONE))
+            for tenant, tokens in reported.items()
+            if tokens != account.counted.get(tenant, _NONE)
+        }
+        for tenant, tokens in missing.items():
+            self._credit(tenant, tokens)
+        account.counted = reported
         is_history = not account.has_baseline
         account.has_baseline = True
         return {} if is_history else missing
@@ -124,22 +134,14 @@ class ServiceLedger:
             self._departed[engine_id] = _copy(account)
 
     def _credit(self, tenant: str, tokens: Tokens) -> None:
-        self._tenants[tenant] = _sum((self._tenants.get(tenant, _NONE), tokens))
+        self._tenants[tenant] = self._tenants.get(tenant, _NONE).plus(tokens)
         self._tenants.move_to_end(tenant)
         while len(self._tenants) > self._max_tenants:
             _, unlisted = self._tenants.popitem(last=False)
-            self._unlisted = _sum((self._unlisted, unlisted))
+            self._unlisted = self._unlisted.plus(unlisted)
 
 
 _NONE = Tokens()
-
-
-def _sum(counts: Iterable[Tokens]) -> Tokens:
-    prompt = output = 0
-    for tokens in counts:
-        prompt += tokens.prompt
-        output += tokens.output
-    return Tokens(prompt, output)
 
 
 def _copy(account: EngineAccount) -> EngineAccount:

@@ -49,44 +49,47 @@ class FairnessView:
         part of the weights of the tenants that have live requests, 0 for one that has none.
         """
         presence = self._presence()
+        total = self.ledger.total
         return {
             "policy": self.policy.name,
-            "tenants": self._tenants(presence),
+            "tenants": self._tenants(presence, self.service.units(total.prompt, total.output)),
             "engines": {
                 engine_id: self._engine(engine_id, engine)
                 for engine_id, engine in self.engines.items()
             },
             "totals": {
-                "service": self.service.units(*self.ledger.total),
-                "prompt_tokens": self.ledger.total.prompt,
-                "output_tokens": self.ledger.total.output,
+                "service": self.service.units(total.prompt, total.output),
+                "prompt_tokens": total.prompt,
+                "output_tokens": total.output,
                 **_counts(presence.values()),
             },
         }
 
     def _presence(self) -> Mapping[str, _Presence]:
         presence: defaultdict[str, _Presence] = defaultdict(_Presence)
-        for request in self.requests.all():
-            presence[request.tenant].count(request, self.policy.priority(request))
+        requests = self.requests.all()
+        for request, rank in zip(requests, self.policy.priorities(requests), strict=True):
+            presence[request.tenant].count(request, rank)
         return presence
 
-    def _tenants(self, presence: Mapping[str, _Presence]) -> dict[str, object]:
+    def _tenants(
+        self, presence: Mapping[str, _Presence], service_total: float
+    ) -> dict[str, object]:
         counters = self.policy.counters()
-        total = self.service.units(*self.ledger.total)
         weight_live = sum(self.weights[tenant] for tenant in presence)
         names = {*self.weights.configured, *self.ledger.tenants, *presence}
         tenants: dict[str, object] = {}
         for tenant in sorted(names):
             present = presence.get(tenant, _Presence())
             tokens = self.ledger.tenants.get(tenant, Tokens())
-            service = self.service.units(*tokens)
+            service = self.service.units(tokens.prompt, tokens.output)
             weight = self.weights[tenant]
             tenants[tenant] = {
                 "weight": weight,
                 "service": service,
                 "prompt_tokens": tokens.prompt,
                 "output_tokens": tokens.output,
-                "service_share": service / total if total else 0.0,
+                "service_share": service / service_total if service_total else 0.0,
                 "entitled_share": weight / weight_live if present.live else 0.0,
                 "counter": counters.get(tenant, 0.0),
                 "rank": present.rank,

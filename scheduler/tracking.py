@@ -14,7 +14,7 @@ from scheduler.admission import AdmitRequest
 from scheduler.reports import LiveRequest
 
 
-class TrackedRequest(msgspec.Struct):
+class TrackedRequest(msgspec.Struct, gc=False):
     """One live request, as the fleet knows it. Counts are tokens and only grow."""
 
     request_id: str

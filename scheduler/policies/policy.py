@@ -5,7 +5,7 @@ policy says how urgent each live request is. A policy has no clock, no randomnes
 engines of its own: what it needs it is given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from scheduler.ledger import Tokens
@@ -45,8 +45,12 @@ class Policy(Protocol):
     def rerank(self, now_s: float) -> None:
         """Decide anew. Until the next call live requests keep the priorities of this one."""
 
-    def priority(self, request: TrackedRequest) -> int:
-        """How urgent a live request is: dense ranks, 0 runs first, equals in turn of arrival."""
+    def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
+        """How urgent each of these live requests is.
+
+        Dense ranks: 0 runs first, equals in turn of arrival. Asked for many at a time, since
+        the fleet compares them all with what the engines were told.
+        """
 
     def counters(self) -> Mapping[str, float]:
         """What the policy holds against each tenant, for people to read."""

@@ -35,8 +35,9 @@ class RankGroups:
         self._ranks: dict[str, int] = {}
         self._firsts: list[float] = []  # the least counter of each group
 
-    def __getitem__(self, tenant: str) -> int:
-        return self._ranks[tenant]
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        return self._ranks
 
     def update(self, counters: Mapping[str, float]) -> None:
         """Rank these tenants anew and forget all others."""

@@ -22,7 +22,7 @@ within ``2 * (quantum + U)``. A refund of aborted work widens this by what it gi
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -82,7 +82,7 @@ class VirtualTokenCounter:
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
         self._last_left = 0.0
-        self._ranks = RankGroups(quantum)
+        self._groups = RankGroups(quantum)
 
     def reweigh(self) -> None:
         """Price reservations and all further service by the new weights; the past stays."""
@@ -97,7 +97,7 @@ class VirtualTokenCounter:
             self._lift(account)
             del self._idle[request.tenant]
             self._backlogged[request.tenant] = account
-            self._ranks.insert(request.tenant, account.counter)
+            self._groups.insert(request.tenant, account.counter)
         account.num_live += 1
 
     def start(self, request: TrackedRequest) -> None:
@@ -107,7 +107,7 @@ class VirtualTokenCounter:
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
         account = self._backlogged[request.tenant]
         account.reserved -= self._service.input * tokens.prompt
-        account.served += self._service.units(*tokens) / account.weight
+        account.served += self._service.units(tokens.prompt, tokens.output) / account.weight
 
     def depart(self, request: TrackedRequest) -> None:
         account = self._backlogged[request.tenant]
@@ -122,16 +122,17 @@ class VirtualTokenCounter:
 
     def settle(self, tenant: str, tokens: Tokens) -> None:
         account = self._backlogged.get(tenant) or self._account(tenant)
-        served = account.served + self._service.units(*tokens) / account.weight
+        served = account.served + self._service.units(tokens.prompt, tokens.output) / account.weight
         account.served = max(account.lifted_to, served)
 
     def rerank(self, now_s: float) -> None:  # noqa: ARG002 - service is this policy's clock
-        self._ranks.update(
+        self._groups.update(
             {tenant: account.counter for tenant, account in self._backlogged.items()}
         )
 
-    def priority(self, request: TrackedRequest) -> int:
-        return self._ranks[request.tenant]
+    def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
+        ranks = self._groups.ranks
+        return [ranks[request.tenant] for request in requests]
 
     def counters(self) -> Mapping[str, float]:
         return {

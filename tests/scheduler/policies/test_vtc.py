@@ -1,0 +1,300 @@
+"""The virtual token counter: charges, reservations, lifts, and what it forgets."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from scheduler.ledger import Tokens
+from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantShare, TenantWeights
+from scheduler.tracking import TrackedRequest
+
+SERVICE = ServiceWeights(input=1.0, output=2.0)
+
+
+def make_vtc(
+    weights: Mapping[str, float] = MappingProxyType({}),
+    *,
+    quantum: float = 0.0,
+    max_idle_tenants: int = 100,
+) -> VirtualTokenCounter:
+    tenant_weights = TenantWeights()
+    tenant_weights.replace({tenant: TenantShare(weight) for tenant, weight in weights.items()})
+    return VirtualTokenCounter(
+        SERVICE, tenant_weights, quantum=quantum, max_idle_tenants=max_idle_tenants
+    )
+
+
+def make_request(tenant: str, prompt_tokens: int = 100) -> TrackedRequest:
+    return TrackedRequest(
+        request_id=f"of {tenant}",
+        tenant=tenant,
+        conversation=None,
+        engine_id="e",
+        arrival_s=0.0,
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=None,
+    )
+
+
+def start(vtc: VirtualTokenCounter, request: TrackedRequest) -> None:
+    vtc.start(request)
+    request.has_started = True
+
+
+def advance(vtc: VirtualTokenCounter, request: TrackedRequest, prompt: int, output: int) -> None:
+    request.prompt_done += prompt
+    request.output_done += output
+    vtc.progress(request, Tokens(prompt, output))
+
+
+def backlogged(vtc: VirtualTokenCounter, **outputs: int) -> list[TrackedRequest]:
+    """One live request per tenant, all come at once, then given so many output tokens."""
+    requests = [make_request(tenant, prompt_tokens=0) for tenant in outputs]
+    for request in requests:
+        vtc.arrive(request)
+    for request in requests:
+        start(vtc, request)
+        advance(vtc, request, 0, outputs[request.tenant])
+    return requests
+
+
+def test_waiting_costs_nothing() -> None:
+    """However deep a tenant's queue, its counter stands until something of it runs."""
+    vtc = make_vtc()
+    for _ in range(1000):
+        vtc.arrive(make_request("flood"))
+
+    assert vtc.counters() == {"flood": 0.0}
+
+
+def test_input_is_charged_whole_when_a_request_first_runs() -> None:
+    """From the first step a request weighs its whole prompt, and computing it adds nothing."""
+    vtc = make_vtc({"acme": 2.0})
+    request = make_request("acme", prompt_tokens=100)
+    vtc.arrive(request)
+
+    start(vtc, request)
+    assert vtc.counters() == {"acme": 50.0}
+    advance(vtc, request, 60, 0)
+    assert vtc.counters() == {"acme": 50.0}
+    advance(vtc, request, 40, 10)
+    assert vtc.counters() == {"acme": 60.0}
+
+
+def test_an_abort_gives_back_the_input_that_was_not_processed() -> None:
+    """What was processed stays charged, what was only reserved goes with the request."""
+    vtc = make_vtc()
+    request = make_request("acme", prompt_tokens=100)
+    vtc.arrive(request)
+    start(vtc, request)
+    advance(vtc, request, 30, 0)
+
+    vtc.depart(request)
+
+    assert vtc.counters() == {"acme": 30.0}
+
+
+def test_a_tenant_back_from_idle_is_lifted_to_the_least_backlogged() -> None:
+    """Neither starved nor owed: it starts level with the tenant that was served least."""
+    vtc = make_vtc()
+    backlogged(vtc, much=500, little=300)
+
+    vtc.arrive(make_request("back"))
+
+    assert vtc.counters()["back"] == 600.0
+
+
+def test_with_nobody_backlogged_a_tenant_is_lifted_to_the_last_that_left() -> None:
+    """An empty fleet does not wipe out what was served before it emptied."""
+    vtc = make_vtc()
+    [last] = backlogged(vtc, last=500)
+    vtc.depart(last)
+
+    vtc.arrive(make_request("next"))
+
+    assert vtc.counters()["next"] == 1000.0
+
+
+def test_a_lift_never_lowers_a_counter() -> None:
+    """A tenant that was served more than all others keeps what it was charged."""
+    vtc = make_vtc()
+    [much, _] = backlogged(vtc, much=500, little=10)
+    vtc.depart(much)
+
+    vtc.arrive(make_request("much"))
+
+    assert vtc.counters()["much"] == 1000.0
+
+
+def test_a_correction_does_not_undo_a_lift() -> None:
+    """Charges taken back after a lift leave the tenant where it was lifted to."""
+    vtc = make_vtc()
+    vtc.settle("back", Tokens(0, 100))
+    backlogged(vtc, busy=500)
+    vtc.arrive(make_request("back"))
+
+    vtc.settle("back", Tokens(0, -100))
+
+    assert vtc.counters()["back"] == 1000.0
+
+
+def test_a_correction_leaves_no_credit() -> None:
+    """More taken back than was ever charged ends at nought."""
+    vtc = make_vtc()
+    vtc.settle("acme", Tokens(10, 0))
+    vtc.settle("acme", Tokens(-50, 0))
+
+    assert vtc.counters() == {"acme": 0.0}
+
+
+def test_ranks_follow_the_counters_when_ranked_anew() -> None:
+    """Between rankings priorities stand still; the least served tenant then runs first."""
+    vtc = make_vtc(quantum=100.0)
+    ahead, behind = backlogged(vtc, ahead=51, behind=0)
+    assert vtc.priorities([ahead, behind]) == [0, 0]
+
+    vtc.rerank(now_s=1.0)
+
+    assert vtc.priorities([ahead, behind]) == [1, 0]
+
+
+def test_a_newcomer_runs_at_once_among_the_first() -> None:
+    """A tenant that arrives between two rankings has the rank of the least served."""
+    vtc = make_vtc(quantum=100.0)
+    backlogged(vtc, least=10, most=500)
+    vtc.rerank(now_s=1.0)
+    newcomer = make_request("new")
+
+    vtc.arrive(newcomer)
+
+    assert vtc.priorities([newcomer]) == [0]
+
+
+def test_new_weights_price_what_is_to_come() -> None:
+    """Service received keeps its price, reservations and later tokens have the new one."""
+    weights = TenantWeights()
+    vtc = VirtualTokenCounter(SERVICE, weights, quantum=0.0)
+    request = make_request("acme", prompt_tokens=100)
+    vtc.arrive(request)
+    start(vtc, request)
+    advance(vtc, request, 40, 0)
+
+    weights.replace({"acme": TenantShare(2.0)})
+    vtc.reweigh()
+
+    assert vtc.counters() == {"acme": 40.0 + 60.0 / 2}
+
+
+def test_invented_names_do_not_fill_the_memory() -> None:
+    """Of 100,000 tenants that came and went the latest are kept, and the lift is still right."""
+    vtc = make_vtc(max_idle_tenants=100)
+    for number in range(100_000):
+        [request] = backlogged(vtc, **{f"invented {number}": 1})
+        vtc.depart(request)
+
+    assert len(vtc.counters()) == 100
+    vtc.arrive(make_request("invented 0"))
+    assert vtc.counters()["invented 0"] == 200_000.0
+
+
+@pytest.mark.parametrize("keeps_live", [True, False])
+def test_saved_counters_are_the_same_after_loading(keeps_live: bool) -> None:  # noqa: FBT001
+    """A policy that loads what another saved holds the same against each tenant."""
+    old = make_vtc({"acme": 3.0})
+    requests = backlogged(old, acme=100, other=7)
+    if not keeps_live:
+        old.depart(requests.pop())
+    new = make_vtc({"acme": 3.0})
+    for request in requests:
+        new.arrive(request)
+        new.start(request)
+
+    new.load(old.save())
+
+    assert new.counters() == old.counters()
+    for vtc in (old, new):
+        vtc.arrive(make_request("next"))
+    assert new.counters() == old.counters()
+
+
+class VtcAgainstModel(RuleBasedStateMachine):
+    """Random histories, checked against counters worked out the plain way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = {"a": 1.0, "b": 2.0, "c": 0.5, "d": 1.0}
+        self.vtc = make_vtc(self.weights)
+        self.requests: list[TrackedRequest] = []
+        self.charged = dict.fromkeys(self.weights, 0.0)  # lifts included
+        self.lifted_to = dict.fromkeys(self.weights, 0.0)
+        self.last_left = 0.0
+
+    def expected(self) -> Mapping[str, float]:
+        """Charges plus the open reservations, summed anew each time."""
+        return {tenant: self.charged[tenant] + self.reserved(tenant) for tenant in self.weights}
+
+    def reserved(self, tenant: str) -> float:
+        left = [
+            request.prompt_left
+            for request in self.requests
+            if request.tenant == tenant and request.has_started
+        ]
+        return SERVICE.input * sum(left) / self.weights[tenant]
+
+    @rule(tenant=st.sampled_from("abcd"), prompt_tokens=st.integers(0, 1000))
+    def arrive(self, tenant: str, prompt_tokens: int) -> None:
+        backlogged = {request.tenant for request in self.requests}
+        if tenant not in backlogged:
+            counters = self.expected()
+            floor = min((counters[other] for other in backlogged), default=self.last_left)
+            if floor > self.charged[tenant]:
+                self.charged[tenant] = self.lifted_to[tenant] = floor
+        request = make_request(tenant, prompt_tokens)
+        self.vtc.arrive(request)
+        self.requests.append(request)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), prompt=st.integers(0, 300), output=st.integers(0, 50))
+    def run(self, data: st.DataObject, prompt: int, output: int) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        if not request.has_started:
+            start(self.vtc, request)
+        prompt = min(prompt, request.prompt_left)
+        advance(self.vtc, request, prompt, output)
+        self.charged[request.tenant] += SERVICE.units(prompt, output) / self.weights[request.tenant]
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def depart(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        self.requests.remove(request)
+        self.vtc.depart(request)
+        if request.tenant not in {other.tenant for other in self.requests}:
+            self.last_left = self.charged[request.tenant]
+
+    @rule(tenant=st.sampled_from("abcd"), prompt=st.integers(-50, 50), output=st.integers(-50, 50))
+    def settle(self, tenant: str, prompt: int, output: int) -> None:
+        self.vtc.settle(tenant, Tokens(prompt, output))
+        units = SERVICE.units(prompt, output) / self.weights[tenant]
+        self.charged[tenant] = max(self.lifted_to[tenant], self.charged[tenant] + units)
+
+    @invariant()
+    def counters_are_the_models(self) -> None:
+        counters = self.vtc.counters()
+        for tenant, expected in self.expected().items():
+            assert counters.get(tenant, 0.0) == pytest.approx(expected, abs=1e-6)
+
+    @invariant()
+    def nobody_has_credit(self) -> None:
+        counters = self.vtc.counters()
+        assert all(counters.get(tenant, 0.0) >= self.lifted_to[tenant] for tenant in self.weights)
+
+
+TestVtcAgainstModel = VtcAgainstModel.TestCase
+TestVtcAgainstModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

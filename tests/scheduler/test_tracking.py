@@ -1,0 +1,43 @@
+"""The table of live requests."""
+
+from scheduler.tracking import RequestTable, TrackedRequest
+
+
+def make_request(request_id: str, engine_id: str = "e") -> TrackedRequest:
+    return TrackedRequest(
+        request_id=request_id,
+        tenant="acme",
+        conversation=None,
+        engine_id=engine_id,
+        arrival_s=0.0,
+        prompt_tokens=10,
+        max_output_tokens=10,
+    )
+
+
+def test_an_engines_load_is_the_sum_of_its_requests() -> None:
+    """Loads come and go with requests and leave nothing behind."""
+    table = RequestTable()
+    one, two = make_request("r1"), make_request("r2")
+    for request, load_units in ((one, 0.1), (two, 0.2)):
+        table.add(request)
+        table.set_load(request, load_units)
+
+    assert table.load("e") == 0.1 + 0.2
+    table.remove(one)
+    table.remove(two)
+    assert table.load("e") == 0.0
+    assert list(table.on_engine("e")) == []
+
+
+def test_requests_of_which_no_sign_came_in_time_are_overdue() -> None:
+    """Signs are due in turn; a request that gave one, or has gone, is not overdue."""
+    table = RequestTable()
+    requests = [make_request(f"r{number}") for number in range(4)]
+    for number, request in enumerate(requests):
+        table.add(request)
+        table.await_sign(request, until_s=float(number))
+    table.note_sign(requests[0])
+    table.remove(requests[1])
+
+    assert table.overdue(now_s=2.5) == [requests[2]]
