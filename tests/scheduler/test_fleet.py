@@ -1,0 +1,676 @@
+"""The fleet: admission, reports, priorities, and what a router's death costs."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from scheduler.admission import AdmitRequest, EngineCapacity, Placement
+from scheduler.errors import (
+    InvalidWeightError,
+    NoEngineError,
+    NotFreshError,
+    UnknownEngineError,
+)
+from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantShare
+
+UPDATE_S = 0.1
+UNSEEN_TIMEOUT_S = 30.0
+CAPACITY = EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16)
+
+
+class HeldClock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def make_fleet(
+    *engine_ids: str, clock: HeldClock | None = None, quantum: float = 0.0
+) -> FleetScheduler:
+    fleet = FleetScheduler(
+        partial(VirtualTokenCounter, quantum=quantum),
+        clock=clock or HeldClock(),
+        random=Random(0),
+        service=ServiceWeights(),
+        limits=FleetLimits(update_s=UPDATE_S, unseen_timeout_s=UNSEEN_TIMEOUT_S),
+    )
+    for engine_id in engine_ids:
+        fleet.join(engine_id, CAPACITY)
+        fleet.on_report(engine_id, progress(0, is_full=True))
+    return fleet
+
+
+def ask(
+    request_id: str,
+    tenant: str = "acme",
+    *,
+    conversation: str | None = None,
+    prompt_tokens: int = 100,
+) -> AdmitRequest:
+    return AdmitRequest(
+        request_id=request_id,
+        tenant=tenant,
+        conversation=conversation,
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=100,
+        arrival_s=0.0,
+    )
+
+
+def live(
+    request_id: str,
+    tenant: str = "acme",
+    *,
+    conversation: str | None = None,
+    done: tuple[int, int] = (0, 0),
+    priority: int = 0,
+    is_running: bool = True,
+) -> LiveRequest:
+    """A request of 100 prompt tokens with ``done`` prompt and output tokens behind it."""
+    return LiveRequest(
+        request_id=request_id,
+        tenant=tenant,
+        conversation=conversation,
+        arrival_s=0.0,
+        prompt_tokens=100,
+        prompt_done=done[0],
+        output_done=done[1],
+        priority=priority,
+        is_running=is_running,
+    )
+
+
+def finished(request_id: str, tenant: str = "acme", *, done: tuple[int, int]) -> FinishedRequest:
+    return FinishedRequest(
+        request_id=request_id,
+        tenant=tenant,
+        prompt_tokens=100,
+        prompt_done=done[0],
+        output_done=done[1],
+        reason="stop",
+    )
+
+
+def progress(
+    step: int,
+    lives: Sequence[LiveRequest] = (),
+    gone: Sequence[FinishedRequest] = (),
+    *,
+    is_full: bool = False,
+    totals: Mapping[str, tuple[int, int]] | None = None,
+) -> EngineProgress:
+    return EngineProgress(
+        step=step,
+        is_full=is_full,
+        live=list(lives),
+        finished=list(gone),
+        num_running=sum(request.is_running for request in lives),
+        num_waiting=sum(not request.is_running for request in lives),
+        blocks_used=7,
+        blocks_total=100,
+        host_blocks_used=0,
+        host_blocks_total=50,
+        switches=SwitchCounts(preemptions=3),
+        tenant_service=dict(totals or {}),
+    )
+
+
+def tenant(fleet: FleetScheduler, name: str) -> dict[str, Any]:
+    tenants: Any = fleet.snapshot()["tenants"]
+    found: dict[str, Any] = tenants[name]
+    return found
+
+
+def tenant_names(fleet: FleetScheduler) -> set[str]:
+    tenants: Any = fleet.snapshot()["tenants"]
+    return set(tenants)
+
+
+def engine(fleet: FleetScheduler, engine_id: str) -> dict[str, Any]:
+    engines: Any = fleet.snapshot()["engines"]
+    found: dict[str, Any] = engines[engine_id]
+    return found
+
+
+def live_ids(fleet: FleetScheduler) -> set[str]:
+    return {request.request_id for request in fleet.checkpoint().requests}
+
+
+# --- admission ------------------------------------------------------------------------------
+
+
+def test_without_an_engine_nothing_is_admitted() -> None:
+    """With no engine joined, or all of them to be avoided, admission says so and keeps nothing."""
+    with pytest.raises(NoEngineError, match="0 joined"):
+        make_fleet().admit(ask("r1"))
+    fleet = make_fleet("e1", "e2")
+    with pytest.raises(NoEngineError, match="2 joined and 2 to be avoided"):
+        fleet.admit(ask("r1"), avoid=frozenset({"e1", "e2"}))
+
+    assert live_ids(fleet) == set()
+
+
+def test_requests_spread_by_what_they_are_expected_to_take() -> None:
+    """A long prompt weighs as much as several short ones, from the moment it is placed."""
+    fleet = make_fleet("e1", "e2")
+    long = fleet.admit(ask("long", prompt_tokens=2000)).engine_id
+
+    short = {fleet.admit(ask(f"short{number}")).engine_id for number in range(5)}
+
+    assert short == {"e1", "e2"} - {long}
+
+
+def test_a_conversation_returns_to_its_engine() -> None:
+    """The next turn goes where the last one was, unless that engine is to be avoided."""
+    fleet = make_fleet("e1", "e2", "e3", "e4")
+    first = fleet.admit(ask("turn1", conversation="c")).engine_id
+
+    assert fleet.admit(ask("turn2", conversation="c")).engine_id == first
+    assert fleet.admit(ask("turn3", conversation="c"), frozenset({first})).engine_id != first
+
+
+def test_admitting_a_live_request_again_moves_it() -> None:
+    """A gateway that lost its engine sends the same request on; it is never on two engines."""
+    fleet = make_fleet("e1", "e2")
+    first = fleet.admit(ask("r1")).engine_id
+
+    second = fleet.admit(ask("r1"), avoid=frozenset({first})).engine_id
+
+    assert (engine(fleet, first)["live"], engine(fleet, second)["live"]) == (0, 1)
+    assert engine(fleet, first)["load"] == 0.0
+    fleet.on_report(first, progress(1, [live("r1", done=(100, 50))]))
+    assert tenant(fleet, "acme")["service"] == 0.0
+
+
+def test_moving_its_only_request_does_not_cost_a_tenant_its_turn() -> None:
+    """A tenant whose one request moves was never idle, so it is not lifted."""
+    fleet = make_fleet("e1", "e2")
+    for name in ("poor", "rich"):
+        fleet.admit(ask(name, name))
+    on = {request.request_id: request.engine_id for request in fleet.checkpoint().requests}
+    fleet.on_report(on["rich"], progress(1, [live("rich", "rich", done=(100, 500))]))
+
+    fleet.admit(ask("poor", "poor"))
+
+    assert tenant(fleet, "poor")["counter"] == 0.0
+
+
+def test_a_cancelled_request_is_forgotten() -> None:
+    """A request whose sending failed leaves neither load nor charge, and twice is no error."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+
+    fleet.cancel("r1")
+    fleet.cancel("r1")
+
+    assert engine(fleet, "e1")["load"] == 0.0
+    assert tenant_names(fleet) == set()
+
+
+def test_a_request_that_never_reached_its_engine_expires() -> None:
+    """What no report mentions in time is dropped; what was mentioned once is not."""
+    clock = HeldClock()
+    fleet = make_fleet("e1", clock=clock)
+    fleet.admit(ask("lost"))
+    fleet.admit(ask("arrived"))
+    fleet.on_report("e1", progress(1, [live("arrived")]))
+
+    clock.now_s += UNSEEN_TIMEOUT_S - 1
+    fleet.priority_changes("e1")
+    assert live_ids(fleet) == {"lost", "arrived"}
+    clock.now_s += 2
+    fleet.priority_changes("e1")
+    assert live_ids(fleet) == {"arrived"}
+
+
+# --- reports --------------------------------------------------------------------------------
+
+
+def test_service_is_charged_as_it_is_processed() -> None:
+    """Each report adds what the request moved by, and the last one settles it."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+
+    fleet.on_report("e1", progress(1, [live("r1", done=(60, 0))]))
+    assert tenant(fleet, "acme")["service"] == 60.0
+    fleet.on_report("e1", progress(2, [live("r1", done=(100, 5))]))
+    assert tenant(fleet, "acme")["service"] == 110.0
+    fleet.on_report("e1", progress(3, gone=[finished("r1", done=(100, 9))]))
+    assert tenant(fleet, "acme")["service"] == 118.0
+    assert live_ids(fleet) == set()
+
+
+def test_a_lost_report_is_made_good_by_the_next() -> None:
+    """Counts are cumulative, so the next report carries what a lost one said."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+
+    fleet.on_report("e1", progress(2, [live("r1", done=(100, 5))]))
+
+    assert tenant(fleet, "acme")["service"] == 110.0
+
+
+def test_a_repeated_or_late_report_changes_nothing() -> None:
+    """The same report twice, or an older one after it, leaves everything as it was."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+    fleet.admit(ask("r2"))
+    early = progress(1, [live("r1", done=(50, 0)), live("r2", done=(50, 0))])
+    late = progress(2, [live("r1", done=(100, 5))], [finished("r2", done=(100, 9))])
+    fleet.on_report("e1", early)
+    fleet.on_report("e1", late)
+    before = fleet.checkpoint()
+
+    fleet.on_report("e1", late)
+    fleet.on_report("e1", early)
+
+    assert fleet.checkpoint() == before
+
+
+def test_a_request_that_nobody_announced_is_adopted() -> None:
+    """A gateway that could not ask placed it by itself; the next full report settles its past."""
+    fleet = make_fleet("e1")
+
+    fleet.on_report("e1", progress(1, [live("r1", done=(100, 5), priority=3)]))
+    assert live_ids(fleet) == {"r1"}
+    assert fleet.priority_changes("e1") == {"r1": 0}
+    fleet.on_report(
+        "e1", progress(2, [live("r1", done=(100, 6))], is_full=True, totals={"acme": (100, 6)})
+    )
+    assert tenant(fleet, "acme")["counter"] == 112.0
+
+
+def test_a_full_report_drops_what_the_engine_no_longer_has() -> None:
+    """The end of a request was lost: its charge is settled, and it is gone."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("ended"))
+    fleet.admit(ask("coming"))
+    fleet.on_report("e1", progress(1, [live("ended", done=(100, 5))]))
+
+    fleet.on_report("e1", progress(3, is_full=True, totals={"acme": (100, 9)}))
+
+    assert live_ids(fleet) == {"coming"}
+    assert tenant(fleet, "acme")["service"] == 118.0
+
+
+def test_an_engine_has_to_join_before_it_reports() -> None:
+    """A router that has just started knows no engine, and says so."""
+    fleet = make_fleet()
+
+    with pytest.raises(UnknownEngineError, match="e1 has not joined"):
+        fleet.on_report("e1", progress(1))
+    with pytest.raises(UnknownEngineError):
+        fleet.priority_changes("e1")
+
+
+def test_a_full_report_is_wanted_after_each_join() -> None:
+    """Only with its first full report is an engine's past known."""
+    fleet = make_fleet()
+    fleet.join("e1", CAPACITY)
+    fleet.on_report("e1", progress(1))
+    assert fleet.wants_full("e1")
+
+    fleet.on_report("e1", progress(2, is_full=True))
+    assert not fleet.wants_full("e1")
+    fleet.join("e1", CAPACITY)
+    assert fleet.wants_full("e1")
+
+
+def test_losing_an_engine_gives_back_what_was_reserved() -> None:
+    """Its requests are named, their input not processed is given back, the rest stays charged."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+    fleet.admit(ask("r2"))
+    fleet.on_report("e1", progress(1, [live("r1", done=(30, 0))]))
+    assert tenant(fleet, "acme")["counter"] == 100.0
+
+    assert sorted(fleet.leave("e1")) == ["r1", "r2"]
+
+    assert tenant(fleet, "acme")["counter"] == 30.0
+    assert fleet.leave("e1") == []
+
+
+def test_an_engine_given_up_too_early_comes_back_without_loss() -> None:
+    """What it did while it was thought dead is charged once, and its requests are adopted."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+    fleet.on_report("e1", progress(1, [live("r1", done=(100, 5))]))
+    fleet.leave("e1")
+
+    fleet.join("e1", CAPACITY)
+    fleet.on_report(
+        "e1", progress(9, [live("r1", done=(100, 8))], is_full=True, totals={"acme": (100, 8)})
+    )
+
+    assert live_ids(fleet) == {"r1"}
+    assert tenant(fleet, "acme")["counter"] == tenant(fleet, "acme")["service"] == 116.0
+
+
+def test_an_engine_restarted_under_its_name_counts_from_nought() -> None:
+    """Steps that begin again mean totals that begin again: they add to what was counted."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+    fleet.on_report("e1", progress(50, [live("r1", done=(100, 5))]))
+
+    fleet.join("e1", CAPACITY)
+    fleet.on_report(
+        "e1", progress(2, [live("r2", done=(10, 0))], is_full=True, totals={"acme": (10, 0)})
+    )
+
+    assert live_ids(fleet) == {"r2"}
+    assert tenant(fleet, "acme")["service"] == 120.0
+
+
+# --- priorities -----------------------------------------------------------------------------
+
+
+def two_tenants(clock: HeldClock, quantum: float = 0.0) -> FleetScheduler:
+    """One engine with a request each of ``busy`` and ``quiet``, ranked once while equal."""
+    fleet = make_fleet("e1", clock=clock, quantum=quantum)
+    for name in ("busy", "quiet"):
+        fleet.admit(ask(name, name))
+    fleet.on_report("e1", progress(1, [live("busy", "busy"), live("quiet", "quiet")]))
+    assert fleet.priority_changes("e1") == {}
+    return fleet
+
+
+def test_priorities_are_recomputed_at_a_set_rate_and_sent_as_changes() -> None:
+    """Nothing changes before it is time; then only what differs is sent, and only once."""
+    clock = HeldClock()
+    fleet = two_tenants(clock)
+    fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
+
+    clock.now_s += UPDATE_S / 2
+    assert fleet.priority_changes("e1") == {}
+    clock.now_s += UPDATE_S
+    assert fleet.priority_changes("e1") == {"busy": 1}
+    assert fleet.priority_changes("e1") == {}
+
+
+def test_changes_that_got_lost_are_sent_again() -> None:
+    """An engine that still reports its old priority is told anew."""
+    clock = HeldClock()
+    fleet = two_tenants(clock)
+    fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
+    clock.now_s += UPDATE_S
+    fleet.priority_changes("e1")
+
+    fleet.on_report("e1", progress(3, [live("busy", "busy", done=(100, 51), priority=0)]))
+
+    assert fleet.priority_changes("e1") == {"busy": 1}
+
+
+def test_requests_on_their_way_are_not_sent_priorities() -> None:
+    """An engine is told only of requests that it has; those that arrive late are put right."""
+    clock = HeldClock()
+    fleet = two_tenants(clock)
+    assert fleet.admit(ask("late", "busy")) == Placement("e1", 0)
+    fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
+    clock.now_s += UPDATE_S
+
+    assert fleet.priority_changes("e1") == {"busy": 1}
+    fleet.on_report("e1", progress(3, [live("late", "busy", is_running=False)]))
+    assert fleet.priority_changes("e1") == {"late": 1}
+
+
+def test_counters_within_a_quantum_change_no_priority() -> None:
+    """Tenants about equally served run side by side."""
+    clock = HeldClock()
+    fleet = two_tenants(clock, quantum=200.0)
+    fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
+    clock.now_s += UPDATE_S
+
+    assert fleet.priority_changes("e1") == {}
+
+
+def test_a_clock_that_jumps_back_does_not_stop_the_ranking() -> None:
+    """After an hour's step back the next ranking comes one update later, not one hour."""
+    clock = HeldClock()
+    fleet = two_tenants(clock)
+    clock.now_s -= 3600.0
+    fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
+    fleet.priority_changes("e1")
+
+    clock.now_s += 1.5 * UPDATE_S
+
+    assert fleet.priority_changes("e1") == {"busy": 1}
+
+
+def test_new_weights_take_effect_while_requests_run() -> None:
+    """A tenant whose weight grows falls behind less quickly; a bad weight changes nothing."""
+    clock = HeldClock()
+    fleet = two_tenants(clock)
+    fleet.set_tenants({"busy": TenantShare(4.0), "quiet": TenantShare(1.0)})
+    with pytest.raises(InvalidWeightError, match="tenant quiet"):
+        fleet.set_tenants({"busy": TenantShare(1.0), "quiet": TenantShare(0.0)})
+
+    fleet.on_report(
+        "e1",
+        progress(2, [live("busy", "busy", done=(100, 50)), live("quiet", "quiet", done=(100, 50))]),
+    )
+    clock.now_s += UPDATE_S
+
+    assert fleet.priority_changes("e1") == {"quiet": 1}
+    assert tenant(fleet, "busy")["entitled_share"] == 0.8
+
+
+# --- a router's death -----------------------------------------------------------------------
+
+
+def busy_fleet(clock: HeldClock) -> FleetScheduler:
+    """Two engines, three tenants, requests waiting, running, finished and on their way."""
+    fleet = make_fleet("e1", "e2", clock=clock)
+    fleet.set_tenants({"a": TenantShare(2.0)})
+    for number in range(9):
+        fleet.admit(ask(f"r{number}", "abc"[number % 3], conversation=f"c{number}"))
+    placed = {request.request_id: request for request in fleet.checkpoint().requests}
+    for engine_id in ("e1", "e2"):
+        here = [request for request in placed.values() if request.engine_id == engine_id]
+        fleet.on_report(
+            engine_id,
+            progress(
+                7,
+                [
+                    live(request.request_id, request.tenant, done=(40 * number, number))
+                    for number, request in enumerate(here[1:3])
+                ],
+                [finished(here[0].request_id, here[0].tenant, done=(100, 20))],
+            ),
+        )
+    fleet.priority_changes("e1")
+    return fleet
+
+
+def full_reports(fleet: FleetScheduler) -> dict[str, EngineProgress]:
+    """What the engines behind a fleet say when they have nothing new."""
+    checkpoint = fleet.checkpoint()
+    return {
+        engine_id: progress(
+            account.step,
+            [
+                live(
+                    request.request_id,
+                    request.tenant,
+                    conversation=request.conversation,
+                    done=(request.prompt_done, request.output_done),
+                    priority=request.priority,
+                    is_running=request.is_running,
+                )
+                for request in checkpoint.requests
+                if request.engine_id == engine_id and request.is_seen
+            ],
+            is_full=True,
+            totals={
+                name: (tokens.prompt, tokens.output) for name, tokens in account.counted.items()
+            },
+        )
+        for engine_id, account in checkpoint.ledger.engines.items()
+    }
+
+
+def over_the_wire(checkpoint: FleetCheckpoint) -> FleetCheckpoint:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(checkpoint), type=FleetCheckpoint)
+
+
+def test_a_checkpoint_and_full_reports_bring_everything_back() -> None:
+    """When nothing happened in between, the new fleet is the old one to the last digit."""
+    old = busy_fleet(HeldClock())
+    new = make_fleet()
+    new.set_tenants({"a": TenantShare(2.0)})
+
+    new.restore(over_the_wire(old.checkpoint()))
+    for engine_id, report in full_reports(old).items():
+        new.join(engine_id, CAPACITY)
+        new.on_report(engine_id, report)
+
+    assert new.checkpoint().requests == old.checkpoint().requests
+    assert new.checkpoint().ledger == old.checkpoint().ledger
+    assert new.snapshot()["tenants"] == old.snapshot()["tenants"]
+
+
+def test_what_engines_did_without_a_router_is_charged_from_a_checkpoint() -> None:
+    """Requests moved, ended and came while there was no router: all of it is settled."""
+    old = make_fleet("e1")
+    old.admit(ask("moved"))
+    old.admit(ask("ended"))
+    old.on_report("e1", progress(5, [live("moved"), live("ended", done=(100, 1))]))
+    new = make_fleet()
+
+    new.restore(old.checkpoint())
+    new.join("e1", CAPACITY)
+    new.on_report(
+        "e1",
+        progress(
+            9,
+            [live("moved", done=(100, 3)), live("came", done=(100, 2))],
+            is_full=True,
+            totals={"acme": (300, 12)},
+        ),
+    )
+
+    assert live_ids(new) == {"moved", "came"}
+    assert tenant(new, "acme")["counter"] == tenant(new, "acme")["service"] == 324.0
+
+
+def test_without_a_checkpoint_service_comes_back_and_counters_start_level() -> None:
+    """Totals are taken from the engines; nobody is owed what was received before."""
+    clock = HeldClock()
+    fleet = make_fleet(clock=clock)
+    fleet.join("e1", CAPACITY)
+
+    fleet.on_report(
+        "e1",
+        progress(
+            1000,
+            [live("r1", "old", done=(100, 50)), live("r2", "new", done=(100, 5), priority=1)],
+            is_full=True,
+            totals={"old": (10**9, 10**9), "new": (100, 5)},
+        ),
+    )
+
+    assert tenant(fleet, "old")["service"] == 3.0e9
+    assert tenant(fleet, "old")["counter"] == tenant(fleet, "new")["counter"] == 0.0
+    assert fleet.priority_changes("e1") == {"r2": 0}
+
+
+def test_requests_of_an_engine_that_does_not_come_back_expire() -> None:
+    """A restored request waits for its engine only for so long."""
+    clock = HeldClock()
+    fleet = make_fleet(clock=clock)
+    fleet.restore(busy_fleet(HeldClock()).checkpoint())
+    fleet.join("e3", CAPACITY)
+    assert len(live_ids(fleet)) == 7
+
+    clock.now_s += UNSEEN_TIMEOUT_S + 1
+    fleet.priority_changes("e3")
+
+    assert live_ids(fleet) == set()
+
+
+def test_a_checkpoint_is_refused_by_a_fleet_at_work() -> None:
+    """Restoring would mix two pasts; nothing is changed."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+
+    with pytest.raises(NotFreshError, match="1 engines and 1 live requests"):
+        fleet.restore(busy_fleet(HeldClock()).checkpoint())
+
+    assert live_ids(fleet) == {"r1"}
+
+
+def test_a_checkpoint_does_not_change_with_its_fleet() -> None:
+    """It may be sent later than it was taken."""
+    fleet = busy_fleet(HeldClock())
+    checkpoint = fleet.checkpoint()
+    encoded = msgspec.msgpack.encode(checkpoint)
+
+    for engine_id in ("e1", "e2"):
+        fleet.on_report(engine_id, progress(20, is_full=True, totals={"a": (5000, 5000)}))
+
+    assert msgspec.msgpack.encode(checkpoint) == encoded
+
+
+# --- what people read -----------------------------------------------------------------------
+
+
+def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
+    """Shares received and entitled, requests by state, engines as they last reported."""
+    fleet = make_fleet("e1")
+    fleet.set_tenants({"a": TenantShare(3.0), "idle": TenantShare(5.0)})
+    for request_id, name in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        fleet.admit(ask(request_id, name))
+    fleet.on_report(
+        "e1",
+        progress(
+            1,
+            [
+                live("a1", "a", done=(100, 0)),
+                live("a2", "a", is_running=False),
+                live("b1", "b", done=(50, 25)),
+            ],
+        ),
+    )
+    fleet.priority_changes("e1")
+
+    assert msgspec.json.decode(msgspec.json.encode(fleet.snapshot())) == fleet.snapshot()
+    assert fleet.snapshot()["policy"] == "vtc"
+    assert tenant(fleet, "a") == {
+        "weight": 3.0,
+        "service": 100.0,
+        "prompt_tokens": 100,
+        "output_tokens": 0,
+        "service_share": 0.5,
+        "entitled_share": 0.75,
+        "counter": pytest.approx(100 / 3),
+        "rank": 0,
+        "live": 2,
+        "running": 1,
+        "waiting": 1,
+    }
+    assert tenant(fleet, "b")["counter"] == 150.0
+    assert tenant(fleet, "b")["rank"] == 1
+    assert tenant(fleet, "idle")["entitled_share"] == 0.0
+    assert tenant(fleet, "idle")["rank"] is None
+    here = engine(fleet, "e1")
+    assert (here["live"], here["running"], here["waiting"], here["blocks_used"]) == (3, 2, 1, 7)
+    assert here["switches"]["preemptions"] == 3
+    assert fleet.snapshot()["totals"] == {
+        "service": 200.0,
+        "prompt_tokens": 150,
+        "output_tokens": 25,
+        "live": 3,
+        "running": 2,
+        "waiting": 1,
+    }
