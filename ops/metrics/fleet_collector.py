@@ -1,0 +1,231 @@
+"""The fleet as Prometheus reads it: tenants' service and shares, engines, context switches.
+
+Owns the names; the numbers are those of ``FleetScheduler.snapshot()``, as ``GET /v1/fairness``
+shows them. Whoever serves ``/metrics`` fetches the snapshot first: asking the router takes a
+call over the network, which a scrape's plain function cannot wait for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ops.metrics.tenant_labels import REST, TenantLabels
+
+Snapshot = Mapping[str, Any]
+Numbers = Mapping[str, Any]  # of one tenant or one engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """One number of each tenant or engine, with the label values that tell it from its siblings."""
+
+    value: Callable[[Numbers], float]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    name: str
+    text: str
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    series: tuple[_Series, ...]
+    labels: tuple[str, ...] = ()
+
+
+def _number(name: str) -> Callable[[Numbers], float]:
+    return lambda numbers: numbers[name]
+
+
+def _switch(name: str) -> Callable[[Numbers], float]:
+    return lambda engine: engine["switches"][name]
+
+
+_TENANT_FAMILIES = (
+    _Family(
+        "fastswitch_tenant_service",
+        "Service received: weighted prompt and output tokens.",
+        CounterMetricFamily,
+        (_Series(_number("service")),),
+    ),
+    _Family(
+        "fastswitch_tenant_processed_tokens",
+        "Tokens computed for a tenant; none counts twice, however often it was computed.",
+        CounterMetricFamily,
+        (
+            _Series(_number("prompt_tokens"), ("prompt",)),
+            _Series(_number("output_tokens"), ("output",)),
+        ),
+        ("kind",),
+    ),
+    _Family(
+        "fastswitch_tenant_service_share_ratio",
+        "A tenant's part of all service so far.",
+        GaugeMetricFamily,
+        (_Series(_number("service_share")),),
+    ),
+    _Family(
+        "fastswitch_tenant_entitled_share_ratio",
+        "A tenant's part of the weights of all tenants with requests now; 0 without one.",
+        GaugeMetricFamily,
+        (_Series(_number("entitled_share")),),
+    ),
+    _Family(
+        "fastswitch_tenant_requests",
+        "Requests now, by state.",
+        GaugeMetricFamily,
+        (_Series(_number("running"), ("running",)), _Series(_number("waiting"), ("waiting",))),
+        ("state",),
+    ),
+)
+
+_ENGINE_FAMILIES = (
+    _Family(
+        "fastswitch_engine_requests",
+        "Requests now, by state.",
+        GaugeMetricFamily,
+        (_Series(_number("running"), ("running",)), _Series(_number("waiting"), ("waiting",))),
+        ("state",),
+    ),
+    _Family(
+        "fastswitch_engine_max_requests",
+        "Requests that can run at once.",
+        GaugeMetricFamily,
+        (_Series(_number("max_num_seqs")),),
+    ),
+    _Family(
+        "fastswitch_engine_kv_blocks_used",
+        "KV blocks in use, in the device's memory and in the host's.",
+        GaugeMetricFamily,
+        (
+            _Series(_number("blocks_used"), ("device",)),
+            _Series(_number("host_blocks_used"), ("host",)),
+        ),
+        ("pool",),
+    ),
+    _Family(
+        "fastswitch_engine_kv_blocks",
+        "KV blocks there are, in the device's memory and in the host's.",
+        GaugeMetricFamily,
+        (
+            _Series(_number("blocks_total"), ("device",)),
+            _Series(_number("host_blocks_total"), ("host",)),
+        ),
+        ("pool",),
+    ),
+    _Family(
+        "fastswitch_engine_preemptions",
+        "Running requests that made way for others.",
+        CounterMetricFamily,
+        (_Series(_switch("preemptions")),),
+    ),
+    _Family(
+        "fastswitch_engine_swaps",
+        "Requests' KV copied to host memory (out) and back (in).",
+        CounterMetricFamily,
+        (_Series(_switch("swaps_out"), ("out",)), _Series(_switch("swaps_in"), ("in",))),
+        ("direction",),
+    ),
+    _Family(
+        "fastswitch_engine_swapped_blocks",
+        "KV blocks copied to host memory (out) and back (in).",
+        CounterMetricFamily,
+        (_Series(_switch("blocks_out"), ("out",)), _Series(_switch("blocks_in"), ("in",))),
+        ("direction",),
+    ),
+    _Family(
+        "fastswitch_engine_swap_fallbacks",
+        "Preemptions whose KV was thrown away: no room in host memory, or not to be swapped.",
+        CounterMetricFamily,
+        (_Series(_switch("fallbacks")),),
+    ),
+    _Family(
+        "fastswitch_engine_recomputed_tokens",
+        "Tokens computed again because their KV was thrown away.",
+        CounterMetricFamily,
+        (_Series(_switch("recomputed_tokens")),),
+    ),
+    _Family(
+        "fastswitch_engine_swap_stall_seconds",
+        "Time the engine's loop has waited for copies.",
+        CounterMetricFamily,
+        (_Series(_switch("stall_s")),),
+    ),
+)
+
+
+class FleetCollector(Collector):
+    """The newest snapshot as metrics. Before the first, only that the router is away."""
+
+    def __init__(self, labels: TenantLabels) -> None:
+        self._labels = labels
+        self._tenants: Mapping[str, Numbers] = {}
+        self._totals: Numbers = {}
+        self._engines: Mapping[str, Numbers] = {}
+        self._is_router_up = False
+
+    def update(self, snapshot: Snapshot, *, is_router_up: bool) -> None:
+        """Show these numbers from now on; while the router is away, its last ones."""
+        # All of them are missing before the router's first answer.
+        self._tenants = snapshot.get("tenants", {})
+        self._totals = snapshot.get("totals", {})
+        self._engines = snapshot.get("engines", {})
+        self._is_router_up = is_router_up
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "fastswitch_router_up",
+            "Whether the router answers; if not, the fleet's numbers are the last known.",
+            value=self._is_router_up,
+        )
+        tenants = self._labelled_tenants()
+        for family in _TENANT_FAMILIES:
+            yield _metric(family, "tenant", tenants)
+        yield self._weights()
+        for family in _ENGINE_FAMILIES:
+            yield _metric(family, "engine", self._engines)
+
+    def _labelled_tenants(self) -> Mapping[str, Numbers]:
+        # While there are labels to give, those served most come first.
+        names = sorted(self._tenants, key=lambda name: -self._tenants[name]["service"])
+        own = {name: self._tenants[name] for name in names if self._labels.label(name) == name}
+        if len(own) == len(names):
+            return own
+        return {**own, REST: self._rest(own)}
+
+    def _rest(self, own: Mapping[str, Numbers]) -> Numbers:
+        """What the tenants in ``own`` leave of the totals.
+
+        Not the sum of the others: the snapshot lists only so many of them, and a sum that falls
+        when one leaves the list looks to Prometheus like a counter that began again at 0.
+        """
+        rest = {
+            name: self._totals[name] - sum(tenant[name] for tenant in own.values())
+            for name in ("service", "prompt_tokens", "output_tokens", "running", "waiting")
+        }
+        # So does one that falls in its last binary digit.
+        rest["service"] = round(rest["service"], 6)
+        service = self._totals["service"]
+        rest["service_share"] = rest["service"] / service if service else 0.0
+        others = (self._tenants[name] for name in self._tenants.keys() - own.keys())
+        rest["entitled_share"] = sum(tenant["entitled_share"] for tenant in others)
+        return rest
+
+    def _weights(self) -> Metric:
+        family = GaugeMetricFamily(
+            "fastswitch_tenant_weight", "A tenant's weight among the others.", labels=("tenant",)
+        )
+        for name, numbers in self._tenants.items():
+            if self._labels.label(name) != REST:
+                family.add_metric((name,), numbers["weight"])
+        return family
+
+
+def _metric(family: _Family, whose: str, members: Mapping[str, Numbers]) -> Metric:
+    metric = family.kind(family.name, family.text, labels=(whose, *family.labels))
+    for label, numbers in members.items():
+        for series in family.series:
+            metric.add_metric((label, *series.labels), series.value(numbers))
+    return metric

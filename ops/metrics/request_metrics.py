@@ -1,0 +1,173 @@
+"""A gateway's requests as Prometheus reads them: outcomes, tokens, times to and between tokens.
+
+Owns the counting in the gateway; leaves to the caller when a request starts, has tokens and
+ends. Each token of every stream passes here, so the counts are plain numbers of one event loop
+and become metrics only when somebody asks: prometheus_client's own histogram takes a lock per
+bucket and several times as long per observation.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from ops.metrics.tenant_labels import TenantLabels
+
+TTFT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TBT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class _Times:
+    """A histogram of seconds. ``counts[i]`` are those up to ``bounds[i]``; the last, all longer."""
+
+    __slots__ = ("bounds", "counts", "total_s")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_s += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds and cumulative counts, as Prometheus wants them."""
+        bounds = (*self.bounds, float("inf"))
+        return list(zip(map(floatToGoString, bounds), accumulate(self.counts), strict=True))
+
+
+class _Tally:
+    """What has been counted under one tenant's label."""
+
+    __slots__ = ("in_flight", "outcomes", "output_tokens", "prompt_tokens", "tbt", "ttft")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.outcomes: Counter[str] = Counter()
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.ttft = _Times(TTFT_BOUNDS_S)
+        self.tbt = _Times(TBT_BOUNDS_S)
+
+
+class RequestMeter:
+    """One request, from its start to its end. ``finished`` is called once and is the last."""
+
+    __slots__ = ("_has_tokens", "_last_s", "_tally")
+
+    def __init__(self, tally: _Tally, started_s: float) -> None:
+        self._tally = tally
+        self._last_s = started_s
+        self._has_tokens = False
+
+    def tokens(self, count: int, now_s: float) -> None:
+        """``count`` tokens came together: one gap, and none between them."""
+        if not count:
+            return
+        tally, elapsed_s = self._tally, now_s - self._last_s
+        if self._has_tokens:
+            tally.tbt.observe(elapsed_s)
+        else:
+            tally.ttft.observe(elapsed_s)
+            self._has_tokens = True
+        tally.tbt.counts[0] += count - 1
+        tally.output_tokens += count
+        self._last_s = now_s
+
+    def finished(self, outcome: str) -> None:
+        """``outcome`` is vLLM's finish reason: stop, length, abort, error or repetition."""
+        self._tally.in_flight -= 1
+        self._tally.outcomes[outcome] += 1
+
+
+class RequestMetrics(Collector):
+    """All requests of one gateway, by tenant. Used from one event loop.
+
+    Every metric has the label ``gateway``: behind one address, scrapes reach now this gateway
+    and now that one, whose counts must not pass for each other's.
+    """
+
+    def __init__(self, gateway: str, labels: TenantLabels) -> None:
+        self._gateway = gateway
+        self._labels = labels
+        self._tallies: dict[str, _Tally] = {}
+
+    def started(self, tenant: str, prompt_tokens: int, now_s: float) -> RequestMeter:
+        label = self._labels.label(tenant)
+        tally = self._tallies.get(label)
+        if tally is None:
+            tally = self._tallies[label] = _Tally()
+        tally.in_flight += 1
+        tally.prompt_tokens += prompt_tokens
+        return RequestMeter(tally, now_s)
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._outcomes()
+        yield self._in_flight()
+        yield self._counter(
+            "fastswitch_prompt_tokens",
+            "Prompt tokens of requests that were started.",
+            lambda tally: tally.prompt_tokens,
+        )
+        yield self._counter(
+            "fastswitch_output_tokens",
+            "Tokens that were generated.",
+            lambda tally: tally.output_tokens,
+        )
+        yield self._histogram(
+            "fastswitch_time_to_first_token_seconds",
+            "From a request's arrival at the engines' side of the gateway to its first token.",
+            lambda tally: tally.ttft,
+        )
+        yield self._histogram(
+            "fastswitch_time_between_tokens_seconds",
+            "Between two tokens of a request; tokens that came together are 0 apart.",
+            lambda tally: tally.tbt,
+        )
+
+    def _outcomes(self) -> Metric:
+        family = CounterMetricFamily(
+            "fastswitch_requests",
+            "Requests that have ended, by how.",
+            labels=("gateway", "tenant", "outcome"),
+        )
+        for tenant, tally in self._tallies.items():
+            for outcome, count in tally.outcomes.items():
+                family.add_metric((self._gateway, tenant, outcome), count)
+        return family
+
+    def _in_flight(self) -> Metric:
+        family = GaugeMetricFamily(
+            "fastswitch_requests_in_flight",
+            "Requests that have started and not ended.",
+            labels=("gateway", "tenant"),
+        )
+        for labels, tally in self._labelled():
+            family.add_metric(labels, tally.in_flight)
+        return family
+
+    def _counter(self, name: str, text: str, count: Callable[[_Tally], float]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=("gateway", "tenant"))
+        for labels, tally in self._labelled():
+            family.add_metric(labels, count(tally))
+        return family
+
+    def _histogram(self, name: str, text: str, times: Callable[[_Tally], _Times]) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=("gateway", "tenant"))
+        for labels, tally in self._labelled():
+            family.add_metric(labels, times(tally).buckets(), times(tally).total_s)
+        return family
+
+    def _labelled(self) -> Iterator[tuple[Sequence[str], _Tally]]:
+        for tenant, tally in self._tallies.items():
+            yield (self._gateway, tenant), tally
