@@ -7,7 +7,9 @@ plain classes; this is the one place where they are wrapped.
 # is a class, and that import turns it into a string (the checks then vanish).
 
 import os
+import time
 from functools import partial
+from random import Random
 
 from ray import serve
 from ray.serve import Application
@@ -17,13 +19,15 @@ from app.devices import has_cuda
 from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args, engine_environment
 from app.models import resolve_model
-from app.settings import AppArgs
+from app.settings import AppArgs, FairnessSettings
 from app.tenants import open_directory
 from deployments.engine_replica import EngineReplica
 from deployments.gateway import Gateway
 from deployments.router import Router
 from deployments.served import served, served_app
-from scheduler.fleet import FleetScheduler
+from scheduler.fleet import FleetLimits, FleetScheduler
+from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.service import ServiceWeights
 
 # A log line per request costs more than the request's way through the gateway.
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
@@ -37,7 +41,7 @@ def build(args: AppArgs) -> Application:
     directory = partial(open_directory, args.tenants_file, args.tenants)
 
     router = _deployment("Router", served(Router), num_replicas=1).bind(
-        new_fleet=partial(new_fleet, args), new_shares=directory
+        new_fleet=partial(new_fleet, args.fairness), new_shares=directory
     )
     engines = _deployment(
         "Engine",
@@ -60,9 +64,15 @@ def build(args: AppArgs) -> Application:
     )
 
 
-def new_fleet(args: AppArgs) -> FleetScheduler:
+def new_fleet(fairness: FairnessSettings) -> FleetScheduler:
     """The fleet scheduler these settings describe."""
-    raise NotImplementedError
+    return FleetScheduler(
+        partial(VirtualTokenCounter, quantum=fairness.quantum),
+        clock=time.monotonic,
+        random=Random(),
+        service=ServiceWeights(fairness.input_weight, fairness.output_weight),
+        limits=FleetLimits(update_s=fairness.update_s),
+    )
 
 
 def _deployment(

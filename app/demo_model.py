@@ -6,7 +6,7 @@ and blanks without meaning). One seed gives the same bytes everywhere; nothing h
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,11 +42,19 @@ _FILES = {
 _ATTENTION_GAIN = 2.5
 _OUTPUT_GAIN = 1.5
 
-# Logits added to the random ones, whose deviation is 1. The quote is as likely as a letter, so
-# that a JSON string under structured output comes to its end.
-_LIKELY, _UNLIKELY, _NEVER = 0.0, -1.5, -30.0
-_LIKELY_TOKENS = 'abcdefghijklmnopqrstuvwxyz"Ġ'  # Ġ is the blank's token
-_PRINTABLE_TOKENS = "".join(map(chr, range(33, 127)))
+# Logits added to the random ones, whose deviation is 1; a later line overrules an earlier one.
+_NEVER = -30.0
+_ADDED_LOGITS: tuple[tuple[Iterable[str], float], ...] = (
+    (tuple(map(chr, range(33, 127))), -1.5),  # what can be printed
+    ("abcdefghijklmnopqrstuvwxyz", 0.0),
+    # A grammar (structured output, a tool call) soon comes to its end: closing a string, going on
+    # to the next field and ending the turn are each likelier than what else it would allow there.
+    ('"', 0.3),
+    ("{}[]:,", -0.25),
+    ("Ġ", -0.8),  # the blank's token
+    ((TURN_END,), -9.0),
+    ("<", -12.0),
+)
 
 Tensor = NDArray[np.float32]
 
@@ -215,6 +223,6 @@ def _residual_projection(rng: np.random.Generator, inputs: int, outputs: int) ->
 
 def _added_logits() -> Tensor:
     logits = np.full(len(TOKEN_IDS), _NEVER, dtype=np.float32)
-    logits[[TOKEN_IDS[token] for token in _PRINTABLE_TOKENS]] = _UNLIKELY
-    logits[[TOKEN_IDS[token] for token in _LIKELY_TOKENS]] = _LIKELY
+    for tokens, logit in _ADDED_LOGITS:
+        logits[[TOKEN_IDS[token] for token in tokens]] = logit
     return logits

@@ -28,6 +28,8 @@ def local_cluster(*, num_gpus: int | None) -> Iterator[str]:
     os.environ.update(_environment(run_folder))
     import ray  # reads the environment while it is imported
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
     dashboard_port = free_port(HOST)
     try:
         ray.init(

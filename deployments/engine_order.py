@@ -16,11 +16,15 @@ REPLICA_CLIENT = 0  # the replica is its engine's client 0; gateways draw theirs
 
 
 class EngineOrder(msgspec.Struct, frozen=True):
-    """One engine to start. ``engine_args`` are vLLM's AsyncEngineArgs by name."""
+    """One engine to start. ``engine_args`` are vLLM's AsyncEngineArgs by name.
+
+    ``card_fd`` is the open pipe on which the parent waits for the ``EngineCard``.
+    """
 
     engine_id: str
     host: str
     engine_args: dict[str, Any]
+    card_fd: int = -1
 
 
 class Exchange(msgspec.Struct, array_like=True, frozen=True):

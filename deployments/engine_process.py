@@ -42,25 +42,27 @@ class EngineProcess:
         Raises:
             EngineStartError: it ended first; the message carries its own reason.
         """
+        card_end, child_end = os.pipe()
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             MODULE,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
             env=self._environment,
+            pass_fds=(child_end,),
         )
-        assert process.stdin and process.stdout and process.stderr
-        self._log_reader = asyncio.create_task(self._pass_on_log(process.stderr))
-        process.stdin.write(msgspec.json.encode(self._order) + b"\n")
-        try:
-            size = int.from_bytes(await process.stdout.readexactly(4), "little")
-            payload = await process.stdout.readexactly(size)
-        except asyncio.IncompleteReadError:
+        os.close(child_end)
+        assert process.stdin and process.stdout
+        self._log_reader = asyncio.create_task(self._pass_on_log(process.stdout))
+        order = msgspec.structs.replace(self._order, card_fd=child_end)
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        payload = await _read_all(card_end)
+        if not payload:
             status = await process.wait()
             await self._log_reader
-            raise EngineStartError(self.engine_id, status, self._reason()) from None
+            raise EngineStartError(self.engine_id, status, self._reason())
         return msgspec.msgpack.decode(payload, type=EngineCard)
 
     def check_alive(self) -> None:
@@ -92,3 +94,15 @@ class EngineProcess:
             text = line.decode(errors="replace").rstrip()
             self._log_tail.append(text)
             print(text, file=sys.stderr, flush=True)
+
+
+async def _read_all(descriptor: int) -> bytes:
+    """What comes through a pipe until its other end closes."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+    )
+    try:
+        return await reader.read()
+    finally:
+        transport.close()

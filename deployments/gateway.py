@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
@@ -35,7 +36,7 @@ class GatewayState(Protocol):
 class Edge(Protocol):
     """Everything around vLLM's app: who is calling, what is allowed, our own routes."""
 
-    def dress(self, app: "FastAPI", gateway: GatewayState) -> "FastAPI": ...
+    def dress(self, app: "FastAPI", gateway: GatewayState) -> ASGIApp: ...
 
     def current_caller(self) -> "Caller": ...
 
@@ -59,7 +60,7 @@ class Gateway:
         self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
         self._client: FleetClient | None = None
 
-    async def build(self) -> "FastAPI":
+    async def build(self) -> ASGIApp:
         """Join the fleet and return the app to serve; waits for the first engine."""
         # vLLM takes seconds to import: here, where the engines are starting anyway.
         from deployments.vllm_client import FleetClient

@@ -35,13 +35,16 @@ from deployments.messages import (
 )
 from deployments.node import node_address
 from deployments.wire import Endpoint, RpcServer
-from scheduler.errors import NoEngineError
-from scheduler.fleet import AdmitRequest, EngineCapacity, FleetCheckpoint, FleetScheduler
+from scheduler.admission import AdmitRequest, EngineCapacity
+from scheduler.errors import NoEngineError, NotFreshError
+from scheduler.fleet import FleetCheckpoint, FleetScheduler
+from scheduler.shares import TenantShare
 
 logger = logging.getLogger("ray.serve")
 
 ENGINE_SILENCE_S = 30.0  # an engine in one long step is silent, not gone; a dead one says Leave
 CHECKPOINT_S = 1.0
+NUM_KEEPERS = 2  # engines that hold the checkpoint; a router that dies with both starts level
 HOUSEKEEPING_S = 1.0
 
 
@@ -70,7 +73,6 @@ class Router:
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
         self._checkpoint_due_s: dict[str, float] = {}
-        self._has_restored = False
         self._answers: dict[type[Request], Callable[..., Reply]] = {
             Admit: self._admit,
             Cancel: self._cancel,
@@ -140,9 +142,8 @@ class Router:
 
     def _join(self, request: Join) -> Reply:
         card = request.card
-        if request.checkpoint is not None and not self._has_restored:
-            self._fleet.restore(msgspec.msgpack.decode(request.checkpoint, type=FleetCheckpoint))
-            self._has_restored = True
+        if request.checkpoint is not None and not self._cards:
+            self._restore(request.checkpoint)
         self._cards[card.engine_id] = card
         self._fleet.join(
             card.engine_id,
@@ -164,13 +165,25 @@ class Router:
         now = time.monotonic()
         self._heard_s[engine_id] = now
         self._fleet.on_report(engine_id, request.progress)
-        checkpoint = None
-        if now >= self._checkpoint_due_s.get(engine_id, 0.0):
-            self._checkpoint_due_s[engine_id] = now + CHECKPOINT_S
-            checkpoint = msgspec.msgpack.encode(self._fleet.checkpoint())
         return Orders(
-            priorities=self._fleet.priority_changes(engine_id), checkpoint=checkpoint
+            priorities=self._fleet.priority_changes(engine_id),
+            checkpoint=self._checkpoint_for(engine_id, now),
         )
+
+    def _checkpoint_for(self, engine_id: str, now: float) -> bytes | None:
+        keepers = list(self._cards)[:NUM_KEEPERS]
+        if engine_id not in keepers or now < self._checkpoint_due_s.get(engine_id, 0.0):
+            return None
+        self._checkpoint_due_s[engine_id] = now + CHECKPOINT_S
+        return msgspec.msgpack.encode(self._fleet.checkpoint())
+
+    def _restore(self, checkpoint: bytes) -> None:
+        try:
+            self._fleet.restore(msgspec.msgpack.decode(checkpoint, type=FleetCheckpoint))
+        except (msgspec.DecodeError, NotFreshError) as error:
+            logger.warning("The checkpoint is of no use here, starting level: %s", error)
+        else:
+            logger.warning("Going on from the last router's checkpoint")
 
     def _leave(self, request: Leave) -> Reply:
         self._forget(request.engine_id, "said goodbye")
@@ -197,4 +210,6 @@ class Router:
         self._shares.refresh()
         if self._shares.weights != self._weights:
             self._weights = dict(self._shares.weights)
-            self._fleet.set_tenants(self._weights)
+            self._fleet.set_tenants(
+                {tenant: TenantShare(weight) for tenant, weight in self._weights.items()}
+            )

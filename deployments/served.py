@@ -6,8 +6,8 @@ by methods, so that tests need no cluster. The difference is bridged here and no
 
 from typing import Any, Protocol
 
-from fastapi import FastAPI
 from ray import serve
+from starlette.types import ASGIApp
 
 
 class Startable(Protocol):
@@ -37,7 +37,7 @@ def served_app(cls: Any) -> type:
     """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment."""
 
     class ServedApp(cls):  # type: ignore[misc]
-        async def __serve_build_asgi_app__(self) -> FastAPI:
+        async def __serve_build_asgi_app__(self) -> ASGIApp:
             return await self.build()
 
     ServedApp.__name__ = ServedApp.__qualname__ = cls.__name__

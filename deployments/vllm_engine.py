@@ -1,7 +1,7 @@
 """The engine process: vLLM's EngineCore, reachable by any number of gateways.
 
 Run as ``python -m deployments.vllm_engine`` by the EngineReplica, which writes one JSON line
-(``EngineOrder``) to its standard input and reads one msgpack line (``EngineCard``) back; the
+(``EngineOrder``) to its standard input and reads an ``EngineCard`` back from a pipe; the
 process ends when that input closes. vLLM's own core process connects to frontends that are
 known when it starts; this one listens instead, so that gateways come and go. Nothing else of
 the core is changed: requests, outputs and their encoding are vLLM's own, one message per step
@@ -208,32 +208,28 @@ def run(order: EngineOrder) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    _tell_parent(core.card)
+    _tell_parent(order.card_fd, core.card)
     try:
         core.run_busy_loop()
     finally:
         core.shutdown()
 
 
-def _tell_parent(card: EngineCard) -> None:
-    payload = msgspec.msgpack.encode(card)
-    sys.stdout.buffer.write(len(payload).to_bytes(4, "little") + payload)
-    sys.stdout.buffer.flush()
+def _tell_parent(card_fd: int, card: EngineCard) -> None:
+    with os.fdopen(card_fd, "wb") as line:
+        line.write(msgspec.msgpack.encode(card))
 
 
 def _end_with_parent() -> None:
     """Leave when the parent's end of our input closes: an orphan would hold the GPU."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(0)
 
 
 def main() -> None:
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineOrder)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What libraries print belongs to the log; standard output is the line to the parent.
-    parent, log = os.dup(1), 2
-    os.dup2(log, 1)
-    sys.stdout = os.fdopen(parent, "w")
     try:
         run(order)
     except SystemExit:

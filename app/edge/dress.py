@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
 from app.edge.limits import BodyLimitMiddleware
@@ -25,14 +26,13 @@ class HttpEdge:
         self._new_directory = new_directory
         self._max_body_bytes = max_body_bytes
 
-    def dress(self, app: FastAPI, gateway: GatewayState) -> FastAPI:
-        """Add our routes and what stands before all routes."""
+    def dress(self, app: FastAPI, gateway: GatewayState) -> ASGIApp:
+        """Add our routes, and what stands before all routes."""
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
-        # The last one added is the first a request meets.
-        app.add_middleware(IdentityMiddleware, directory=self._new_directory())
-        app.add_middleware(BodyLimitMiddleware, max_body_bytes=self._max_body_bytes)
-        return app
+        # Around the app, not in it: vLLM has closed its own list of middlewares by now.
+        identified = IdentityMiddleware(app, self._new_directory())
+        return BodyLimitMiddleware(identified, self._max_body_bytes)
 
     def current_caller(self) -> Identity:
         """Who sent the request in whose context this runs."""
