@@ -7,6 +7,7 @@ import os
 import random
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports vLLM, Ray or transformers: they read these once, and child processes
 # inherit them. Tests never download or report, and several engines may share two cores.
@@ -18,6 +19,10 @@ os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     OMP_NUM_THREADS="1",
 )
+
+# No deadline per example: on a shared machine a pause of the machine's would fail a test.
+settings.register_profile("fastswitch", deadline=None)
+settings.load_profile("fastswitch")
 
 _SLOWEST_LAST = ("engine", "cluster")
 
