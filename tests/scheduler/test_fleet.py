@@ -279,6 +279,17 @@ def test_a_repeated_or_late_report_changes_nothing() -> None:
     assert fleet.checkpoint() == before
 
 
+def test_counts_only_grow() -> None:
+    """An engine that says less of a request than before takes no service back."""
+    fleet = make_fleet("e1")
+    fleet.admit(ask("r1"))
+    fleet.on_report("e1", progress(1, [live("r1", done=(50, 5))]))
+
+    fleet.on_report("e1", progress(2, [live("r1", done=(100, 3))]))
+
+    assert tenant(fleet, "acme")["service"] == 110.0
+
+
 def test_a_request_that_nobody_announced_is_adopted() -> None:
     """A gateway that could not ask placed it by itself; the next full report settles its past."""
     fleet = make_fleet("e1")
