@@ -11,14 +11,14 @@ the request goes. It is kept apart from the service, so giving it back can neith
 nor leave a credit, and it stays while a request is displaced: giving it back then would put
 its tenant in front again at once, and the two would displace each other for ever.
 
-The bound. Let U be the most that one counter can rise between two rankings (the inputs its
-tenant starts and the tokens it is given in that time, over its weight; VTC's
-``max(w_in * longest input, w_out * tokens in a batch)`` where a ranking covers one batch).
-Where engines run a waiting request of a lower rank before any of a higher one, a counter
-does not rise once it is more than a quantum above another that has requests waiting there.
-So the counters of tenants that are both backlogged on the same engines stay within
-``quantum + U``, and the service they receive over any interval, each divided by its weight,
-within ``2 * (quantum + U)``. A refund of aborted work widens this by what it gives back.
+The bound. Let U be the most that one counter rises between two rankings: the inputs its tenant
+starts and the tokens it is given in that time, over its weight (where a ranking covers one
+batch, VTC's ``max(w_in * longest input, w_out * tokens in the batch)``). Where engines run a
+waiting request before any of a higher rank, a counter more than a quantum above another that
+has requests waiting there does not rise. So the counters of tenants that both wait on the same
+engines stay within ``quantum + U``, and what they receive over any interval, an input counted
+when it starts and each divided by its weight, within ``2 * (quantum + U)``. Work that is
+aborted widens this by what it gives back.
 """
 
 from collections import OrderedDict
