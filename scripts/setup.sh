@@ -149,7 +149,7 @@ die() {
 count() { grep -c == "$1"; }
 
 logged() {
-  "$@" >>"$LOG" 2>&1 || die "pip failed: $(grep '^ERROR' "$LOG" | tail -n 1 | cut -c1-300); all it said is in $LOG"
+  "$@" >>"$LOG" 2>&1 || die "pip failed: $(tail -n 20 "$LOG" | grep '^ERROR' | tail -n 1 | cut -c1-300) (all it said is in $LOG)"
 }
 
 wait_for_other_setup() {
