@@ -1,0 +1,73 @@
+"""Measure: compare this project with what it builds on, on this machine, and print the numbers.
+
+`fastswitch bench NAME --help` says what is compared and what the numbers mean. Progress goes to
+standard error, a table to standard output; with --json the last line there is one JSON object.
+"""
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from rich.console import Console
+
+from app.versions import check_versions
+
+if TYPE_CHECKING:
+    from ops.bench.result import BenchResult
+
+EXAMPLE = "fastswitch bench serve --json"
+
+
+class BenchModule(Protocol):
+    """What every module named in `BENCHES` has."""
+
+    EXAMPLE: str
+
+    def add_arguments(self, parser: ArgumentParser) -> None: ...
+
+    def run(self, options: Namespace) -> "BenchResult": ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One word that may follow ``fastswitch bench``, and the module that carries it out."""
+
+    name: str
+    module: str
+    summary: str
+
+    def load(self) -> BenchModule:
+        return cast(BenchModule, import_module(self.module))
+
+
+BENCHES = (
+    Bench("serve", "ops.bench.serve", "the served fleet against the plain vLLM server"),
+    Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
+    for bench in BENCHES:
+        module = bench.load()
+        one = names.add_parser(
+            bench.name,
+            help=bench.summary,
+            description=module.__doc__,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        one.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        one.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+        module.add_arguments(one)
+
+
+def run(options: Namespace) -> int:
+    check_versions()
+    [bench] = [bench for bench in BENCHES if bench.name == options.bench]
+    result = bench.load().run(options)
+    Console().print(result.table)
+    if options.json:
+        print(result.json_line(bench.name, options.seed), flush=True)
+    return 0
