@@ -41,7 +41,7 @@ def build(args: AppArgs) -> Application:
     directory = partial(open_directory, args.tenants_file, args.tenants)
 
     router = _deployment("Router", served(Router), num_replicas=1).bind(
-        new_fleet=partial(new_fleet, args.fairness), new_shares=directory
+        new_fleet=partial(new_fleet, args.fairness), new_shares=directory, host=args.peer_host
     )
     engines = _deployment(
         "Engine",
@@ -53,6 +53,7 @@ def build(args: AppArgs) -> Application:
         engine_args=vllm_args,
         engine_env=engine_environment(args, on_cuda=on_cuda, num_cores=os.cpu_count() or 1),
         exchange_s=args.exchange_s,
+        host=args.peer_host,
     )
     return _deployment("Gateway", served_app(Gateway), num_replicas=args.gateways).bind(
         router=router,
@@ -75,9 +76,7 @@ def new_fleet(fairness: FairnessSettings) -> FleetScheduler:
     )
 
 
-def _deployment(
-    name: str, cls: type, *, num_replicas: int, num_gpus: int = 0
-) -> serve.Deployment:
+def _deployment(name: str, cls: type, *, num_replicas: int, num_gpus: int = 0) -> serve.Deployment:
     return serve.deployment(
         name=name,
         num_replicas=num_replicas,

@@ -65,7 +65,9 @@ def describe(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(["args", *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
-        return f"{where}: there is no such setting; allowed are {', '.join(_fields(problem['loc']))}"
+        return (
+            f"{where}: there is no such setting; allowed are {', '.join(_fields(problem['loc']))}"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
     return f"{where}: {message[:1].lower()}{message[1:]}{value}"

@@ -9,7 +9,9 @@ def has_cuda() -> bool:
     with suppress(OSError):
         driver = ctypes.CDLL("libcuda.so.1")
         count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and (
-            count.value > 0
+        return (
+            driver.cuInit(0) == 0
+            and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+            and (count.value > 0)
         )
     return False

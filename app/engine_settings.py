@@ -22,7 +22,7 @@ TCMALLOC = (
 
 
 def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
-    """vLLM's AsyncEngineArgs by name. ``model`` is a folder or a hub name, never 'demo'."""
+    """Name vLLM's AsyncEngineArgs. ``model`` is a folder or a hub name, never 'demo'."""
     kv_gib = args.kv_cache_gib if args.kv_cache_gib or on_cuda else DEFAULT_CPU_KV_GIB
     return {
         "model": model,

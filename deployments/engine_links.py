@@ -52,8 +52,7 @@ class EngineLink:
         )
         self._monitor = self._output.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._tasks = [
-            asyncio.create_task(task, name=f"{task.__name__} {card.engine_id}")
-            for task in (self._read(), self._beat(), self._watch())
+            asyncio.create_task(task) for task in (self._read(), self._beat(), self._watch())
         ]
 
     async def send(self, frames: Sequence[bytes]) -> None:

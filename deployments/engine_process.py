@@ -54,7 +54,8 @@ class EngineProcess:
             pass_fds=(child_end,),
         )
         os.close(child_end)
-        assert process.stdin and process.stdout
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._log_reader = asyncio.create_task(self._pass_on_log(process.stdout))
         order = msgspec.structs.replace(self._order, card_fd=child_end)
         process.stdin.write(msgspec.json.encode(order) + b"\n")

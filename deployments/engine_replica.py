@@ -7,6 +7,7 @@ The process imports neither torch nor vLLM, so a replica costs little beside its
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -67,12 +68,9 @@ class EngineReplica:
         Raises:
             EngineStartError: the process ended before it was ready.
         """
-        order = EngineOrder(
-            engine_id=new_engine_id(),
-            host=self._host or node_address(),
-            engine_args=self._engine_args,
-        )
-        self._process = EngineProcess(order, self._engine_env)
+        host = self._host or node_address()
+        order = EngineOrder(new_engine_id(), host, self._engine_args)
+        self._process = EngineProcess(order, {**self._engine_env, "VLLM_HOST_IP": host})
         card = await self._process.ready()
         self._line = EngineLine(card)
         await self._line.open()
@@ -96,10 +94,8 @@ class EngineReplica:
         if self._life is not None:
             self._life.cancel()
         if self._process is not None:
-            try:
+            with contextlib.suppress(RouterAwayError):
                 await self._router.call(Leave(self._process.engine_id), timeout_s=0.5)
-            except RouterAwayError:
-                pass
             await self._process.stop()
 
     async def _exchange_forever(self, card: EngineCard) -> None:

@@ -38,7 +38,7 @@ class EngineStartError(DeploymentError):
         self.engine_id, self.exit_status, self.reason = engine_id, exit_status, reason
 
     def __str__(self) -> str:
-        return f"engine {self.engine_id} did not start (exit status {self.exit_status}): {self.reason}"
+        return f"engine {self.engine_id} ended with status {self.exit_status}: {self.reason}"
 
 
 class EngineStalledError(DeploymentError):

@@ -161,4 +161,3 @@ class FleetView:
     def _drop(self, engine_id: str) -> None:
         self._links.pop(engine_id).close()
         self._num_open.pop(engine_id, None)
-

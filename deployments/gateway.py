@@ -53,7 +53,6 @@ class Gateway:
         admit_timeout_s: float,
         engines: DeploymentHandle | None = None,
     ) -> None:
-        """``engines`` is not called: naming it makes Serve deploy the engines with the gateway."""
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
         self._edge = edge
         self._client_index = new_client_index()

@@ -113,9 +113,5 @@ class Orders(Reply, frozen=True):
     checkpoint: bytes | None = None
 
 
-request_decoder = msgspec.msgpack.Decoder(
-    Admit | Cancel | Hello | Ask | Join | Report | Leave
-)
-reply_decoder = msgspec.msgpack.Decoder(
-    Done | Placed | Refused | Directory | Snapshot | Orders
-)
+request_decoder = msgspec.msgpack.Decoder(Admit | Cancel | Hello | Ask | Join | Report | Leave)
+reply_decoder = msgspec.msgpack.Decoder(Done | Placed | Refused | Directory | Snapshot | Orders)

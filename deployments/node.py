@@ -7,7 +7,10 @@ import ray
 
 def node_address() -> str:
     """The address under which other nodes reach this one."""
-    return ray.util.get_node_ip_address()
+    node_id = ray.get_runtime_context().get_node_id()
+    return next(
+        str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == node_id
+    )
 
 
 def new_engine_id() -> str:

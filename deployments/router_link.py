@@ -67,7 +67,7 @@ class RouterLink:
             try:
                 async with asyncio.timeout(SEARCH_S):
                     endpoint = await self._handle.endpoint.remote()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (Serve raises many; all mean: not yet)
                 logger.info("Router not found yet: %s", error)
                 await asyncio.sleep(PAUSE_S)
                 continue

@@ -21,8 +21,8 @@ class Startable(Protocol):
 def served(cls: Any) -> type:
     """``cls`` as Serve wants it: started when constructed, stopped when deleted."""
 
-    class Served(cls):  # type: ignore[misc]
-        async def __init__(self, **settings: Any) -> None:
+    class Served(cls):
+        async def __init__(self, **settings: Any) -> None:  # type: ignore[misc]  # Serve awaits it
             super().__init__(**settings)
             await self.start()
 
@@ -36,7 +36,7 @@ def served(cls: Any) -> type:
 def served_app(cls: Any) -> type:
     """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment."""
 
-    class ServedApp(cls):  # type: ignore[misc]
+    class ServedApp(cls):
         async def __serve_build_asgi_app__(self) -> ASGIApp:
             return await self.build()
 

@@ -11,7 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -146,7 +146,7 @@ class FleetClient(EngineCoreClient):
             await self.abort_requests_async([request.request_id])
             raise
 
-    def _take_frames(self, engine_id: str, frames: Sequence[zmq.Frame]) -> None:
+    def _take_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decode(frames)
         for output in outputs.outputs:
             if output.finish_reason is not None:
@@ -176,9 +176,7 @@ class FleetClient(EngineCoreClient):
                 move.add_done_callback(self._moves.discard)
 
     async def _move(self, owned: OwnedRequest) -> None:
-        admit = msgspec.structs.replace(
-            owned.admit, avoid=[*owned.admit.avoid, owned.engine_id]
-        )
+        admit = msgspec.structs.replace(owned.admit, avoid=[*owned.admit.avoid, owned.engine_id])
         try:
             await self._send_somewhere(owned.request, admit)
         except NoEngineLeftError:

@@ -70,9 +70,7 @@ class ListeningEngineCore(EngineCoreProc):
         ready_event: threading.Event,
     ) -> None:
         """Input thread: gateways' requests and the replica's exchanges into the input queue."""
-        requests, input_end = wire.bind(
-            self._context, zmq.PULL, self._order.host, keys=self._keys
-        )
+        requests, input_end = wire.bind(self._context, zmq.PULL, self._order.host, keys=self._keys)
         self._outputs, output_end = wire.bind(
             self._context, zmq.ROUTER, self._order.host, keys=self._keys
         )
@@ -90,7 +88,10 @@ class ListeningEngineCore(EngineCoreProc):
             self._end_silent_clients()
 
     def process_output_sockets(
-        self, output_paths: list[str], coord_output_path: str | None, engine_index: int
+        self,
+        output_paths: list[str],
+        coord_output_path: str | None,
+        engine_index: int,
     ) -> None:
         """Output thread: each step's outputs to the clients they belong to."""
         encode = MsgpackEncoder().encode
@@ -100,9 +101,7 @@ class ListeningEngineCore(EngineCoreProc):
                 return  # clients see the connection close
             client_index, outputs = item
             frames = encode(outputs) if isinstance(outputs, EngineCoreOutputs) else [outputs]
-            self._outputs.send_multipart(
-                [wire.client_identity(client_index), *frames], copy=False
-            )
+            self._outputs.send_multipart([wire.client_identity(client_index), *frames], copy=False)
 
     def _take_input(self, kind: bytes, frames: list[Any], decode_request: Any, decode: Any) -> None:
         if kind == HEARTBEAT:
@@ -120,7 +119,7 @@ class ListeningEngineCore(EngineCoreProc):
             self._heard_s.setdefault(request.client_index, time.monotonic())
             try:
                 item = self.preprocess_add_request(request)
-            except Exception:
+            except Exception:  # noqa: BLE001  (whatever it is, it is this one request's)
                 self._handle_request_preproc_error(request)
                 return
             self.input_queue.put_nowait((request_type, item))
@@ -182,15 +181,15 @@ class _SilentClient(msgspec.Struct, frozen=True):
 
 
 def make_engine_args(settings: Mapping[str, Any]) -> AsyncEngineArgs:
-    """vLLM's engine arguments from our settings; gateway and engine build theirs alike.
+    """Build vLLM's engine arguments from our settings; gateway and engine do it alike.
 
     Raises:
         TypeError: a setting that vLLM does not know.
     """
-    settings = dict(settings)
-    if (transfer := settings.get("kv_transfer_config")) is not None:
-        settings["kv_transfer_config"] = KVTransferConfig(**transfer)
-    return AsyncEngineArgs(**settings)
+    arguments = dict(settings)
+    if (transfer := arguments.get("kv_transfer_config")) is not None:
+        arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
+    return AsyncEngineArgs(**arguments)
 
 
 def run(order: EngineOrder) -> None:

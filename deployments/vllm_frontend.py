@@ -107,11 +107,11 @@ class FleetLLM(AsyncLLM):
 def _client_made_beforehand(client: FleetClient) -> Iterator[None]:
     """AsyncLLM makes its engine client itself, by this one call; hand it ours instead."""
     original = EngineCoreClient.__dict__["make_async_mp_client"]
-    EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: client)  # type: ignore[method-assign,assignment]
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: client)
     try:
         yield
     finally:
-        EngineCoreClient.make_async_mp_client = original  # type: ignore[method-assign]
+        EngineCoreClient.make_async_mp_client = original
 
 
 def make_server_args(engine_args: Mapping[str, Any], api_args: Mapping[str, Any]) -> Namespace:
@@ -142,7 +142,7 @@ def adopt_ready(vllm_config: VllmConfig, ready: bytes) -> None:
 
 
 async def build_api(llm: FleetLLM, args: Namespace) -> FastAPI:
-    """vLLM's app for ``llm``, with only ``SERVED_ROUTES`` left."""
+    """Make vLLM's app for ``llm``, with only ``SERVED_ROUTES`` left."""
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import msgspec
 import zmq
@@ -28,13 +29,14 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     public_key: str
 
 
+# A context makes sockets of its own kind, plain or asyncio; the type checker cannot follow that.
+Context = Any
+Socket = Any
+
+
 def bind(
-    context: zmq.Context,
-    kind: int,
-    host: str,
-    *,
-    keys: tuple[bytes, bytes] | None = None,
-) -> tuple[zmq.Socket, Endpoint]:
+    context: Context, kind: int, host: str, *, keys: tuple[bytes, bytes] | None = None
+) -> tuple[Socket, Endpoint]:
     """Offer a socket of ``kind`` on a free port of ``host``."""
     public, secret = keys or zmq.curve_keypair()
     socket = context.socket(kind)
@@ -46,8 +48,8 @@ def bind(
 
 
 def connect(
-    context: zmq.Context, kind: int, endpoint: Endpoint, *, identity: bytes | None = None
-) -> zmq.Socket:
+    context: Context, kind: int, endpoint: Endpoint, *, identity: bytes | None = None
+) -> Socket:
     """Reach ``endpoint``. Returns at once: ZeroMQ connects behind the scenes."""
     public, secret = zmq.curve_keypair()
     socket = context.socket(kind)
@@ -62,11 +64,11 @@ def connect(
 
 def client_identity(client_index: int) -> bytes:
     """The ZeroMQ identity of an engine's client: its index, so that outputs find their way."""
-    # The leading letter keeps clear of identities that begin with zero, which ZeroMQ keeps for itself.
+    # The letter keeps clear of identities that begin with zero, which ZeroMQ keeps for itself.
     return b"c" + client_index.to_bytes(8, "little")
 
 
-def _unlimited(socket: zmq.Socket) -> None:
+def _unlimited(socket: Socket) -> None:
     # A full queue would drop frames in silence, and a lost frame is a lost token.
     socket.sndhwm = 0
     socket.rcvhwm = 0
@@ -98,9 +100,7 @@ class RpcClient:
         future: asyncio.Future[msgspec.Struct] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await self._socket.send_multipart(
-                [number.to_bytes(8, "little"), self._encode(request)]
-            )
+            await self._socket.send_multipart([number.to_bytes(8, "little"), self._encode(request)])
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:

@@ -16,7 +16,7 @@ from app.config_file import ServeConfig, read_serve_config
 from app.deploy_watch import DeployWatcher, served_name, tell, wait_until_served
 from app.devices import has_cuda
 from app.errors import DeployFailedError, PortInUseError, UsageError
-from app.local_cluster import local_cluster
+from app.local_cluster import HOST, local_cluster
 from app.memory import check_memory
 from app.models import resolve_model
 from app.ports import holder_of_port, is_port_free
@@ -74,6 +74,7 @@ def _overrides(options: Namespace) -> dict[str, Any]:
         "tenants_file": options.tenants_file,
     }
     given = {name: value for name, value in named.items() if value is not None}
+    given["peer_host"] = HOST  # nobody else's machine has a part in this
     if options.tenants_file is not None:
         given["tenants_file"], given["tenants"] = options.tenants_file.resolve(), {}
     for setting in options.set:

@@ -44,7 +44,7 @@ def _health(gateway: GatewayState) -> Callable[[], Awaitable[Response]]:
         """200 while requests are served: engines step, the way to them works. Else 503 and why."""
         try:
             await gateway.check_ready()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is why)
             return JSONResponse(
                 {"status": "unavailable", "reason": str(error)},
                 HTTPStatus.SERVICE_UNAVAILABLE,
