@@ -5,10 +5,13 @@ say whether it can serve. What happens to a request before vLLM's app sees it (k
 own routes) is the edge's, handed in by ``app.build``.
 """
 
+import asyncio
+import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prometheus_client import REGISTRY
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -16,6 +19,9 @@ from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.node import new_client_index
 from deployments.router_link import RouterLink
+from ops.metrics.fleet_collector import FleetCollector
+from ops.metrics.request_metrics import RequestMetrics
+from ops.metrics.tenant_labels import TenantLabels
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from deployments.vllm_client import Caller, FleetClient
 
 logger = logging.getLogger("ray.serve")
+
+FLEET_METRICS_S = 2.0  # well below the interval at which Prometheus reads
 
 
 class GatewayState(Protocol):
@@ -58,6 +66,9 @@ class Gateway:
         self._client_index = new_client_index()
         self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
         self._client: FleetClient | None = None
+        labels = TenantLabels()
+        self._request_metrics = RequestMetrics(f"gateway-{self._client_index:x}", labels)
+        self._fleet_metrics = FleetCollector(labels)
 
     async def build(self) -> ASGIApp:
         """Join the fleet and return the app to serve; waits for the first engine."""
@@ -72,11 +83,15 @@ class Gateway:
             self._client_index,
             self._fleet,
             self._edge.current_caller,
+            self._request_metrics,
         )
         cards = await self._fleet.start()
         adopt_ready(vllm_config, cards[0].ready)
         self._llm = FleetLLM(vllm_config, self._client)
         app = await build_api(self._llm, make_server_args(self._engine_args, self._api_args))
+        REGISTRY.register(self._request_metrics)
+        REGISTRY.register(self._fleet_metrics)
+        self._metrics_task = asyncio.create_task(self._follow_fleet(), name="fleet metrics")
         return self._edge.dress(app, self)
 
     async def check_health(self) -> None:
@@ -84,6 +99,8 @@ class Gateway:
         if self._client is None:
             return
         self._fleet.check_alive()
+        if self._metrics_task.done():
+            self._metrics_task.result()
         await self._llm.check_health()
 
     async def check_ready(self) -> None:
@@ -95,3 +112,9 @@ class Gateway:
     async def fairness(self) -> bytes:
         """``GET /v1/fairness`` as JSON."""
         return await self._fleet.snapshot()
+
+    async def _follow_fleet(self) -> None:
+        while True:
+            snapshot = json.loads(await self._fleet.snapshot())
+            self._fleet_metrics.update(snapshot, is_router_up=self._fleet.has_router)
+            await asyncio.sleep(FLEET_METRICS_S)

@@ -8,6 +8,7 @@ engine. Leaves the choice of engine and the sockets to ``fleet_view``.
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -24,6 +25,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit
+from ops.metrics.request_metrics import RequestMeter, RequestMetrics
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,12 +45,15 @@ class Caller(Protocol):
 class OwnedRequest:
     """A request of this gateway and where it runs."""
 
-    __slots__ = ("admit", "engine_id", "has_output", "request")
+    __slots__ = ("admit", "engine_id", "has_output", "meter", "request")
 
-    def __init__(self, request: EngineCoreRequest, admit: Admit, engine_id: str) -> None:
+    def __init__(
+        self, request: EngineCoreRequest, admit: Admit, engine_id: str, meter: RequestMeter
+    ) -> None:
         self.request = request
         self.admit = admit
         self.engine_id = engine_id
+        self.meter = meter
         self.has_output = False
 
 
@@ -64,12 +69,14 @@ class FleetClient(EngineCoreClient):
         client_index: int,
         fleet: FleetView,
         current_caller: Callable[[], Caller],
+        metrics: RequestMetrics,
     ) -> None:
         self.vllm_config = vllm_config
         self.engine_ranks_managed = [0]
         self._client_index = client_index
         self._fleet = fleet
         self._current_caller = current_caller
+        self._metrics = metrics
         self._owned: dict[str, OwnedRequest] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encode = MsgpackEncoder().encode
@@ -90,12 +97,21 @@ class FleetClient(EngineCoreClient):
         """
         admit = self._make_admit(request)
         self._label(request, admit.tenant)
-        await self._send_somewhere(request, admit)
+        meter = self._metrics.started(admit.tenant, admit.prompt_tokens, time.monotonic())
+        try:
+            await self._send_somewhere(request, admit, meter)
+        except BaseException:
+            # Cancelled, most likely: the client left while its request was on its way.
+            if request.request_id in self._owned:
+                await self.abort_requests_async([request.request_id])
+            else:
+                meter.finished("error")
+            raise
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         by_engine: defaultdict[str, list[str]] = defaultdict(list)
         for request_id in request_ids:
-            owned = self._disown(request_id)
+            owned = self._disown(request_id, "abort")
             if owned is not None:
                 by_engine[owned.engine_id].append(request_id)
         for engine_id, ids in by_engine.items():
@@ -135,30 +151,34 @@ class FleetClient(EngineCoreClient):
             extra = request.sampling_params.extra_args or {}
             request.sampling_params.extra_args = {**extra, TENANT_ARG: tenant}
 
-    async def _send_somewhere(self, request: EngineCoreRequest, admit: Admit) -> None:
+    async def _send_somewhere(
+        self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter
+    ) -> None:
         link, priority = await self._fleet.place(admit)
         request.priority = priority
         request.session_id = admit.conversation
-        self._owned[request.request_id] = OwnedRequest(request, admit, link.card.engine_id)
-        try:
-            await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
-        except asyncio.CancelledError:
-            await self.abort_requests_async([request.request_id])
-            raise
+        owned = OwnedRequest(request, admit, link.card.engine_id, meter)
+        self._owned[request.request_id] = owned
+        await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
 
     def _take_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decode(frames)
+        now_s = time.monotonic()
         for output in outputs.outputs:
+            owned = self._owned.get(output.request_id)
+            if owned is None:
+                continue  # aborted meanwhile
+            owned.has_output = True
+            owned.meter.tokens(len(output.new_token_ids), now_s)
             if output.finish_reason is not None:
-                self._disown(output.request_id)
-            elif (owned := self._owned.get(output.request_id)) is not None:
-                owned.has_output = True
+                self._disown(output.request_id, str(output.finish_reason))
         if outputs.outputs:
             self._outputs.put_nowait(outputs)
 
-    def _disown(self, request_id: str) -> OwnedRequest | None:
+    def _disown(self, request_id: str, outcome: str) -> OwnedRequest | None:
         owned = self._owned.pop(request_id, None)
         if owned is not None:
+            owned.meter.finished(outcome)
             self._fleet.closed(owned.engine_id)
         return owned
 
@@ -178,11 +198,12 @@ class FleetClient(EngineCoreClient):
     async def _move(self, owned: OwnedRequest) -> None:
         admit = msgspec.structs.replace(owned.admit, avoid=[*owned.admit.avoid, owned.engine_id])
         try:
-            await self._send_somewhere(owned.request, admit)
+            await self._send_somewhere(owned.request, admit, owned.meter)
         except NoEngineLeftError:
             self._fail(owned)
 
     def _fail(self, owned: OwnedRequest) -> None:
+        owned.meter.finished("error")
         self.fail_request(
             owned.request.request_id,
             f"{owned.engine_id}, which was serving this request, stopped. Please send it again.",
