@@ -139,7 +139,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
             end_token=end,
         )
 
-    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SwapMetadata:  # noqa: ARG002
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SwapMetadata:
         return SwapMetadata(self._planner.take_plan())
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
@@ -150,7 +150,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self,
         request: Request,
-        block_ids: tuple[list[int], ...],  # noqa: ARG002
+        block_ids: tuple[list[int], ...],
     ) -> tuple[bool, dict[str, Any] | None]:
         self._planner.drop(request.request_id)
         return False, None
@@ -185,7 +185,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         if self._runner:
             self._runner.run_outs(kv_connector_metadata.plan.outs)
 
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._runner:
             self._runner.run_ins(self._get_connector_metadata().plan.ins)
 

@@ -188,7 +188,7 @@ class FastSwitchScheduler(Scheduler):
     def _handle_invalid_blocks(
         self,
         invalid_block_ids: set[int],
-        num_scheduled_tokens: dict[str, int],  # noqa: ARG002 - what vLLM's own recovery rewinds by
+        num_scheduled_tokens: dict[str, int],
     ) -> set[str]:
         """A swap-in failed: whoever holds such a block, or bytes copied from it, starts over.
 

@@ -49,7 +49,7 @@ def test_busy_time_is_handed_out_once() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_copies_go_both_ways_in_stream_order() -> None:
     """The same on a GPU, through its view of pinned host memory, without waiting in between."""
-    from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor  # noqa: PLC0415
+    from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
 
     device = {"a": numbered(first=10, device="cuda"), "b": numbered(first=20, device="cuda")}
     host = {

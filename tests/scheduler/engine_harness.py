@@ -1,0 +1,287 @@
+"""Real vLLM engines inside the test's own process, stepped by hand.
+
+vLLM keeps one KV connector per process, so no two engines may live at the same time: the fixture
+that makes them has session scope, and pytest groups the tests by its parameter.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from msgspec import structs
+from vllm import EngineArgs, SamplingParams
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from kv.copier import BlockCopier
+from kv.swap import BlockCopies
+from kv.transfer_config import transfer_config
+from scheduler.displacement import Displacement
+from scheduler.reports import EngineProgress, SwitchCounts
+from scheduler.vllm_scheduler import FastSwitchAsyncScheduler, FastSwitchScheduler
+
+VOCABULARY = 256
+MAX_MODEL_LEN = 1024
+BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention has
+BLOCK_GIB = 2 * 2 * 2 * 32 * 4 * BLOCK_TOKENS / 2**30  # K and V, layers, heads, head size, float32
+
+Outputs = dict[str, list[list[int]]]  # by request name, one list of tokens per choice
+Steer = Callable[[FastSwitchScheduler], Displacement | None]
+
+
+class SteeredScheduler(FastSwitchScheduler):
+    """Makes way for whom ``steer`` says, while it says anything; else as always."""
+
+    steer: Steer | None = None
+
+    def _choose_displaced(self) -> Displacement:
+        chosen = self.steer(self) if self.steer else None
+        return super()._choose_displaced() if chosen is None else chosen
+
+
+class SteeredAsyncScheduler(SteeredScheduler, FastSwitchAsyncScheduler):
+    """The same, scheduling a step ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """An engine's size and kind."""
+
+    num_blocks: int = 256
+    host_blocks: int = 256
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 2048
+    has_prefix_cache: bool = True
+    is_async: bool = False
+    is_plain_vllm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request to run."""
+
+    name: str
+    prompt: list[int]
+    max_tokens: int
+    priority: int = 0
+    salt: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def params(self) -> SamplingParams:
+        defaults = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+        return SamplingParams(**{**defaults, "max_tokens": self.max_tokens, **self.options})
+
+
+class Engine:
+    """A vLLM engine and what has come out of it."""
+
+    def __init__(self, model: Path, settings: EngineSettings) -> None:
+        self._patches = pytest.MonkeyPatch()
+        self._patches.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if settings.is_async:
+            _schedule_ahead_on_the_cpu(self._patches)
+        self._llm = LLMEngine.from_engine_args(_engine_args(model, settings))
+        self.outputs: Outputs = {}
+        self.cached_tokens: dict[str, int] = {}
+        self.finished: set[str] = set()
+        self._switches_before = SwitchCounts()
+        self._ids: dict[str, str] = {}
+
+    @property
+    def core(self) -> Any:
+        return self._llm.engine_core.engine_core
+
+    @property
+    def scheduler(self) -> SteeredScheduler:
+        return self.core.scheduler
+
+    def steer(self, steer: Steer | None) -> None:
+        self.scheduler.steer = steer
+
+    def add(self, work: Work) -> str:
+        """Hand a request to the engine; its id in there."""
+        prompt: dict[str, Any] = {"prompt_token_ids": work.prompt}
+        if work.salt is not None:
+            prompt["cache_salt"] = work.salt
+        self._ids[work.name] = self._llm.add_request(
+            work.name, prompt, work.params(), priority=work.priority
+        )
+        self.outputs[work.name] = [[] for _ in range(work.options.get("n", 1))]
+        return self._ids[work.name]
+
+    def state(self, name: str) -> str:
+        """The engine's word for what a live request is doing: WAITING, RUNNING, PREEMPTED, ..."""
+        return self.scheduler.requests[self._ids[name]].status.name
+
+    def abort(self, name: str) -> None:
+        self._llm.abort_request([name])
+        self.finished.add(name)
+
+    def step(self) -> None:
+        for output in self._llm.step():
+            for one in output.outputs:
+                self.outputs[output.request_id][one.index] = list(one.token_ids)
+            self.cached_tokens[output.request_id] = output.num_cached_tokens or 0
+            if output.finished:
+                self.finished.add(output.request_id)
+
+    def drain(self, *, max_steps: int = 20_000) -> None:
+        """Step until nothing is left to do, not even to tell the workers who has finished."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_requests() and not getattr(self.core, "batch_queue", None):
+                return
+            self.step()
+        message = f"still busy after {max_steps} steps: {self.progress()}"
+        raise AssertionError(message)
+
+    def run(self, works: Iterable[Work]) -> Outputs:
+        """Run requests to their end; what came out."""
+        names = []
+        for work in works:
+            self.add(work)
+            names.append(work.name)
+        self.drain()
+        assert self.finished.issuperset(names)
+        return {name: self.outputs[name] for name in names}
+
+    def progress(self, *, is_full: bool = False) -> EngineProgress:
+        return self.scheduler.take_progress(is_full)
+
+    def switches(self) -> SwitchCounts:
+        """Counts since ``clear``."""
+        now = structs.asdict(self.progress().switches)
+        before = structs.asdict(self._switches_before)
+        return SwitchCounts(**{name: count - before[name] for name, count in now.items()})
+
+    @contextlib.contextmanager
+    def failing_copies(self, choose: random.Random, *, share: float) -> "Iterator[FailingCopier]":
+        """While this lasts, a share of the worker's copies fail, out and in."""
+        runner = get_kv_transfer_group()._runner
+        copier = FailingCopier(runner._copier, choose, share)
+        runner._copier = copier
+        yield copier
+        runner._copier = copier.copier
+
+    def forget_cached_blocks(self) -> None:
+        """Empty the device's prefix cache, also of blocks that are in use."""
+        manager = self.scheduler.kv_cache_manager
+        manager.evict_blocks(set(range(manager.block_pool.num_gpu_blocks)))
+
+    def clear(self) -> None:
+        """Between tests: nothing running, nothing cached, nothing steered."""
+        self.steer(None)
+        self._llm.abort_request([name for name in self._ids if name not in self.finished])
+        self.drain()
+        self._llm.reset_prefix_cache()
+        self._ids.clear()
+        self._switches_before = self.progress().switches
+
+    def shut_down(self) -> None:
+        self._llm.engine_core.shutdown()
+        self._patches.undo()
+
+
+class FailingCopier:
+    """A copier that loses some of its copies, as a failing driver would."""
+
+    def __init__(self, copier: BlockCopier, choose: random.Random, share: float) -> None:
+        self.copier = copier
+        self.count = 0
+        self._choose, self._share = choose, share
+
+    def copy_out(self, copies: BlockCopies) -> None:
+        self._may_fail()
+        self.copier.copy_out(copies)
+
+    def copy_in(self, copies: BlockCopies) -> None:
+        self._may_fail()
+        self.copier.copy_in(copies)
+
+    def take_busy_s(self) -> float:
+        return self.copier.take_busy_s()
+
+    def _may_fail(self) -> None:
+        if self._choose.random() < self._share:
+            self.count += 1
+            message = "injected"
+            raise RuntimeError(message)
+
+
+def prompt(choose: random.Random, num_tokens: int) -> list[int]:
+    return [choose.randrange(VOCABULARY) for _ in range(num_tokens)]
+
+
+def preempt_at_random(choose: random.Random) -> Steer:
+    """A random running request is preempted at every second step."""
+
+    def steer(scheduler: FastSwitchScheduler) -> Displacement | None:
+        if scheduler.current_step % 2 or not scheduler.running:
+            return None
+        return Displacement(victims=(choose.choice(scheduler.running).request_id,))
+
+    return steer
+
+
+def _engine_args(model: Path, settings: EngineSettings) -> EngineArgs:
+    transfer = None
+    if not settings.is_plain_vllm:
+        transfer = KVTransferConfig(**transfer_config(settings.host_blocks * BLOCK_GIB))
+    scheduler: type[Scheduler] = SteeredAsyncScheduler if settings.is_async else SteeredScheduler
+    return EngineArgs(
+        model=str(model),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=BLOCK_TOKENS,
+        num_gpu_blocks_override=settings.num_blocks,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        enable_prefix_caching=settings.has_prefix_cache,
+        scheduling_policy="priority",
+        scheduler_cls=None if settings.is_plain_vllm else scheduler,
+        kv_transfer_config=transfer,
+        disable_log_stats=True,
+    )
+
+
+def _schedule_ahead_on_the_cpu(patches: pytest.MonkeyPatch) -> None:
+    """Have vLLM schedule as it does for GPUs: its CPU platform would switch that off.
+
+    What this needs of CUDA is streams and events, and on the CPU everything is in order anyway.
+    """
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_but_stay_async(platform: type[CpuPlatform], config: VllmConfig) -> None:
+        check(platform, config)
+        config.scheduler_config.async_scheduling = True
+
+    patches.setattr(CpuPlatform, "check_and_update_config", classmethod(check_but_stay_async))
+    patches.setattr(torch, "Event", _Event)
+    patches.setattr(torch.cuda, "Event", _Event)
+    patches.setattr(torch.cuda, "Stream", _Stream)
+    patches.setattr(torch.cuda, "current_stream", _Stream)
+    patches.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
+
+
+class _Event:
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+
+    def record(self, *_args: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class _Stream:
+    device = torch.device("cpu")
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+
+    def wait_stream(self, *_args: Any) -> None: ...
