@@ -34,18 +34,10 @@ def read_serve_config(path: Path, overrides: dict[str, Any]) -> ServeConfig:
     """
     document = _load(path)
     http = _section(path, document, "http_options")
-    applications = document.get("applications") or []
-    ours = [
-        entry
-        for entry in applications
-        if isinstance(entry, dict) and entry.get("import_path") == IMPORT_PATH
-    ]
-    if len(ours) != 1:
-        raise ConfigFileError(
-            path, f"applications: one with import_path {IMPORT_PATH} is needed, found {len(ours)}"
-        )
-    args = parse_args(path, {**(ours[0].get("args") or {}), **overrides})
-    return ServeConfig(http.get("host", "127.0.0.1"), http.get("port", 8000), args)
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not isinstance(host, str) or not isinstance(port, int):
+        raise ConfigFileError(path, "http_options: host is a name or address, port a whole number")
+    return ServeConfig(host, port, parse_args(path, {**_our_args(path, document), **overrides}))
 
 
 def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:
@@ -82,11 +74,29 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
     return sorted(getattr(model, "model_fields", {"weight": None}))
 
 
+def _our_args(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    applications = document.get("applications")
+    if not isinstance(applications, list):
+        raise ConfigFileError(path, "applications: a list is needed")
+    ours = [
+        entry
+        for entry in applications
+        if isinstance(entry, dict) and entry.get("import_path") == IMPORT_PATH
+    ]
+    if len(ours) != 1:
+        raise ConfigFileError(
+            path, f"applications: one with import_path {IMPORT_PATH} is needed, found {len(ours)}"
+        )
+    return _section(path, ours[0], "args")
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigFileError(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigFileError(path, "is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ConfigFileError(path, f"is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):

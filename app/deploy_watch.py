@@ -4,7 +4,6 @@ Owns the progress lines on standard error and turning Serve's status into a sent
 its replicas do the work; nothing is decided here.
 """
 
-import json
 import sys
 import threading
 import time
@@ -110,12 +109,3 @@ def wait_until_served(host: str, port: int) -> None:
             if time.monotonic() > deadline_s:
                 raise DeployFailedError(f"{url} does not answer: {error}") from None
         time.sleep(POLL_S)
-
-
-def served_name(url: str) -> str:
-    """The model's name as clients write it; a placeholder where keys keep us out."""
-    try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as response:  # noqa: S310
-            return str(json.load(response)["data"][0]["id"])
-    except urllib.error.HTTPError:
-        return "MODEL"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.models import model_name
 from app.settings import AppArgs
 from kv.transfer_config import transfer_config
 from scheduler.class_path import scheduler_class_path
@@ -26,7 +27,7 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
     kv_gib = args.kv_cache_gib if args.kv_cache_gib or on_cuda else DEFAULT_CPU_KV_GIB
     return {
         "model": model,
-        "served_model_name": [args.served_model_name] if args.served_model_name else None,
+        "served_model_name": [args.served_model_name or model_name(args.model)],
         # On the CPU equal inputs shall give equal tokens whatever else is in the batch.
         "dtype": "float32" if args.dtype == "auto" and not on_cuda else args.dtype,
         "max_model_len": args.max_model_len,

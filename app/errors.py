@@ -12,6 +12,7 @@ AppError
 │   └── RevokedKeyError    the key was taken back
 ├── ConfigFileError        serve_config.yaml cannot be read or holds what is not allowed
 ├── PortInUseError         the port to serve on is taken
+├── AddressError           the address to serve on is none of this machine's
 ├── TooLittleMemoryError   the engines would not fit
 ├── DeployFailedError      Serve could not bring the application up
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
@@ -154,6 +155,17 @@ class PortInUseError(AppError):
     def __str__(self) -> str:
         by = f" by {self.holder}" if self.holder else ""
         return f"port {self.port} of {self.host} is in use{by}: stop that or choose another --port"
+
+
+class AddressError(AppError):
+    """The address to serve on cannot be listened on by this machine."""
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        super().__init__(host, port, problem)
+        self.host, self.port, self.problem = host, port, problem
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.host}, port {self.port}: {self.problem}"
 
 
 class TooLittleMemoryError(AppError):

@@ -42,7 +42,6 @@ def local_cluster(*, num_gpus: int | None) -> Iterator[str]:
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address=HOST,
             namespace="serve",
-            configure_logging=True,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
@@ -55,6 +54,8 @@ def _environment(run_folder: Path) -> dict[str, str]:
     stats_port, metrics_port = free_port(HOST), free_port(HOST)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # This machine alone: Ray then uses 127.0.0.1 for itself instead of the machine's address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # HAProxy in front, written in C, instead of Serve's own proxy.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # One event loop per gateway: to hand a token to another thread costs more than to send it.
@@ -80,7 +81,8 @@ def _closed_haproxy(run_folder: Path, ports: Iterable[int]) -> Path:
     edits = " ".join(f"-e 's/bind \\*\\{{0,1\\}}:{port}$/bind {HOST}:{port}/'" for port in ports)
     script = run_folder / "haproxy"
     script.write_text(
-        f"#!/bin/sh\nsed -i {edits} {run_folder / HAPROXY_CONFIG} 2>/dev/null\n"
+        "#!/bin/sh\n"
+        f'for part in "$@"; do case "$part" in *.cfg) sed -i {edits} "$part";; esac; done\n'
         f'exec {get_haproxy_binary()} "$@"\n'
     )
     script.chmod(0o700)
@@ -103,7 +105,7 @@ def _haproxies(run_folder: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if str(run_folder / HAPROXY_CONFIG) in (process.info["cmdline"] or [])
+        if any(part.startswith(str(run_folder)) for part in process.info["cmdline"] or [])
     ]
 
 

@@ -29,6 +29,12 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def model_name(name: str) -> str:
+    """What clients call the model where nothing else is said: its folder's or its hub name."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
+
+
 def demo_model_folder() -> Path:
     """The demo model, written where caches go if it is not there yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,8 +1,11 @@
 """TCP ports of this machine: whether one is free, one that is, and who holds one."""
 
+import errno
 import socket
 
 import psutil
+
+from app.errors import AddressError
 
 
 def free_port(host: str) -> int:
@@ -14,14 +17,24 @@ def free_port(host: str) -> int:
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Whether a server could listen on ``port`` of ``host`` now."""
+    """Whether a server could listen on ``port`` of ``host`` now.
+
+    Raises:
+        AddressError: there is no such port, or this machine has no such address.
+    """
+    if not 0 < port < 2**16:
+        raise AddressError(host, port, "ports are from 1 to 65535")
     with socket.socket() as probe:
         # As servers do: connections of a server that has just ended do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except socket.gaierror as error:
+            raise AddressError(host, port, error.strerror or "unknown host") from None
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise AddressError(host, port, error.strerror) from None
         return True
 
 

@@ -28,12 +28,14 @@ _OWN_ENGINE_ARGS = frozenset(
         "scheduling_policy",
         "kv_transfer_config",
         "disable_log_stats",
+        "kv_cache_memory_bytes",
+        "max_num_queued_reqs",
     }
 )
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TenantSettings(_Settings):

@@ -9,6 +9,7 @@ import msgspec
 
 # Message kinds beside vLLM's own EngineCoreRequestType, which counts up from zero.
 HEARTBEAT = b"\xf0"  # [client index]: a gateway is alive; the engine answers with ECHO
+ERROR_MARK = "fastswitch-engine-error: "  # before the reason, in the log of an engine that ended
 ECHO = b""  # proves the way back too: outputs to a client that is not connected yet are lost
 EXCHANGE = b"\xf1"  # [Exchange]
 
@@ -25,6 +26,7 @@ class EngineOrder(msgspec.Struct, frozen=True):
     host: str
     engine_args: dict[str, Any]
     card_fd: int = -1
+    client_silence_s: float = 15.0  # a gateway says hello every second; after this its requests end
 
 
 class Exchange(msgspec.Struct, array_like=True, frozen=True):

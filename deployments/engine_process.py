@@ -13,13 +13,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from deployments.engine_order import EngineOrder
+from deployments.engine_order import ERROR_MARK, EngineOrder
 from deployments.errors import EngineStartError
 from deployments.messages import EngineCard
 
 MODULE = "deployments.vllm_engine"
-ERROR_MARK = "fastswitch-engine-error: "
 STOP_S = 10.0
+LOG_PIECE_BYTES = 2**16
 
 
 class EngineProcess:
@@ -91,10 +91,20 @@ class EngineProcess:
         return self._log_tail[-1] if self._log_tail else "it said nothing"
 
     async def _pass_on_log(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
-            text = line.decode(errors="replace").rstrip()
-            self._log_tail.append(text)
-            print(text, file=sys.stderr, flush=True)
+        # In pieces: vLLM prints lines of any length when it dies, and a full pipe would stop it.
+        rest = b""
+        while piece := await stream.read(LOG_PIECE_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            rest = rest[-LOG_PIECE_BYTES:]
+            for line in lines:
+                self._note_log(line)
+        if rest:
+            self._note_log(rest)
+
+    def _note_log(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        self._log_tail.append(text)
+        print(text, file=sys.stderr, flush=True)
 
 
 async def _read_all(descriptor: int) -> bytes:

@@ -59,6 +59,7 @@ class EngineReplica:
         self._host = host
         self._checkpoint: bytes | None = None
         self._process: EngineProcess | None = None
+        self._line: EngineLine | None = None
         self._life: asyncio.Task[None] | None = None
         self._last_progress_s = time.monotonic()
 
@@ -76,7 +77,7 @@ class EngineReplica:
         await self._line.open()
         await self._router.connect()
         self._last_progress_s = time.monotonic()
-        self._life = asyncio.create_task(self._exchange_forever(card), name="exchange")
+        self._life = asyncio.create_task(self._exchange_forever(card, self._line), name="exchange")
 
     async def check_health(self) -> None:
         """Forward progress, not just a process. Serve replaces the replica when this raises."""
@@ -97,14 +98,17 @@ class EngineReplica:
             with contextlib.suppress(RouterAwayError):
                 await self._router.call(Leave(self._process.engine_id), timeout_s=0.5)
             await self._process.stop()
+        if self._line is not None:
+            self._line.close()
+        self._router.close()
 
-    async def _exchange_forever(self, card: EngineCard) -> None:
+    async def _exchange_forever(self, card: EngineCard, line: "EngineLine") -> None:
         priorities: dict[str, int] = {}
         want_join = True
         last_step = -1
         while True:
             try:
-                progress = await self._line.exchange(priorities, is_full=want_join)
+                progress = await line.exchange(priorities, is_full=want_join)
             except TimeoutError:
                 continue  # a long step; check_health decides when it is too long
             if progress.step != last_step or progress.num_running == 0:
@@ -159,6 +163,10 @@ class EngineLine:
                 return
             except TimeoutError:
                 continue
+
+    def close(self) -> None:
+        self._input.close()
+        self._output.close()
 
     async def exchange(self, priorities: dict[str, int], *, is_full: bool) -> EngineProgress:
         """Set ``priorities`` and fetch the progress since the last exchange.

@@ -52,6 +52,14 @@ class FleetView:
             await asyncio.sleep(0.05)
         return [link.card for link in up]
 
+    def close(self) -> None:
+        """Leave the fleet: no task, no socket stays."""
+        if self._task is not None:
+            self._task.cancel()
+        for engine_id in list(self._links):
+            self._drop(engine_id)
+        self._router.close()
+
     def check_alive(self) -> None:
         """Raises what ended a background task, if anything did."""
         if self._task is not None and self._task.done():
@@ -99,7 +107,8 @@ class FleetView:
 
     def closed(self, engine_id: str) -> None:
         """A request this gateway had on ``engine_id`` has ended."""
-        self._num_open[engine_id] -= 1
+        if engine_id in self._links:
+            self._num_open[engine_id] -= 1
 
     async def snapshot(self) -> bytes:
         """Tenants and engines as JSON, from the router; the last one known while it is away."""

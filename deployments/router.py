@@ -44,6 +44,7 @@ logger = logging.getLogger("ray.serve")
 
 ENGINE_SILENCE_S = 30.0  # an engine in one long step is silent, not gone; a dead one says Leave
 CHECKPOINT_S = 1.0
+RESTORE_WITHIN_S = 1.0  # how long a new router waits for an engine that keeps a checkpoint
 NUM_KEEPERS = 2  # engines that hold the checkpoint; a router that dies with both starts level
 HOUSEKEEPING_S = 1.0
 
@@ -65,6 +66,7 @@ class Router:
         new_fleet: Callable[[], FleetScheduler],
         new_shares: Callable[[], TenantShares],
         host: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = new_fleet()
         self._shares = new_shares()
@@ -73,6 +75,8 @@ class Router:
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
         self._checkpoint_due_s: dict[str, float] = {}
+        self._now_s = clock
+        self._started_s = clock()
         self._answers: dict[type[Request], Callable[..., Reply]] = {
             Admit: self._admit,
             Cancel: self._cancel,
@@ -142,8 +146,12 @@ class Router:
 
     def _join(self, request: Join) -> Reply:
         card = request.card
-        if request.checkpoint is not None and not self._cards:
-            self._restore(request.checkpoint)
+        if not self._cards:
+            if request.checkpoint is not None:
+                self._restore(request.checkpoint)
+            elif request.progress.tenant_service and self._is_new():
+                # It has worked for another router before: the checkpoint may come with the next.
+                return Orders(priorities={}, want_join=True)
         self._cards[card.engine_id] = card
         self._fleet.join(
             card.engine_id,
@@ -156,13 +164,16 @@ class Router:
         logger.info("Engine %s joined; the fleet has %d", card.engine_id, len(self._cards))
         return self._take_report(card.engine_id, request)
 
+    def _is_new(self) -> bool:
+        return self._now_s() - self._started_s < RESTORE_WITHIN_S
+
     def _report(self, request: Report) -> Reply:
         if request.engine_id not in self._cards:
             return Orders(priorities={}, want_join=True)
         return self._take_report(request.engine_id, request)
 
     def _take_report(self, engine_id: str, request: Join | Report) -> Orders:
-        now = time.monotonic()
+        now = self._now_s()
         self._heard_s[engine_id] = now
         self._fleet.on_report(engine_id, request.progress)
         return Orders(
@@ -201,7 +212,7 @@ class Router:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._apply_shares()
-            now = time.monotonic()
+            now = self._now_s()
             for engine_id, heard_s in list(self._heard_s.items()):
                 if now - heard_s > ENGINE_SILENCE_S:
                     self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")

@@ -12,11 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Protocol
 
 import msgspec
 import zmq
 from vllm.config import VllmConfig
+from vllm.exceptions import GracefulHTTPError
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -42,18 +44,23 @@ class Caller(Protocol):
     def conversation(self) -> str | None: ...
 
 
+class EngineLostError(GracefulHTTPError):
+    """A request's engine is gone, or none is there to take it. HTTP 503: trying again may help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 class OwnedRequest:
-    """A request of this gateway and where it runs."""
+    """A request of this gateway and the engine that has it; None while it looks for one."""
 
     __slots__ = ("admit", "engine_id", "has_output", "meter", "request")
 
-    def __init__(
-        self, request: EngineCoreRequest, admit: Admit, engine_id: str, meter: RequestMeter
-    ) -> None:
+    def __init__(self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter) -> None:
         self.request = request
         self.admit = admit
-        self.engine_id = engine_id
         self.meter = meter
+        self.engine_id: str | None = None
         self.has_output = False
 
 
@@ -82,7 +89,7 @@ class FleetClient(EngineCoreClient):
         self._encode = MsgpackEncoder().encode
         self._decode = MsgpackDecoder(EngineCoreOutputs).decode
         self._moves: set[asyncio.Task[None]] = set()
-        self.fail_request: Callable[[str, str], None]  # (request id, reason); set by the frontend
+        self.fail_request: Callable[[str, Exception], None]  # set by the frontend
         fleet.on_frames, fleet.on_lost = self._take_frames, self._engine_lost
 
     @property
@@ -93,26 +100,27 @@ class FleetClient(EngineCoreClient):
         """Place ``request`` and send it. Cancelled halfway, it leaves nothing behind.
 
         Raises:
-            NoEngineLeftError: no engine can be reached.
+            EngineLostError: no engine can be reached.
         """
         admit = self._make_admit(request)
         self._label(request, admit.tenant)
         meter = self._metrics.started(admit.tenant, admit.prompt_tokens, time.monotonic())
+        owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter)
         try:
-            await self._send_somewhere(request, admit, meter)
+            await self._send_somewhere(owned)
+        except NoEngineLeftError as error:
+            self._disown(request.request_id, "error")
+            raise EngineLostError(str(error)) from error
         except BaseException:
             # Cancelled, most likely: the client left while its request was on its way.
-            if request.request_id in self._owned:
-                await self.abort_requests_async([request.request_id])
-            else:
-                meter.finished("error")
+            await self.abort_requests_async([request.request_id])
             raise
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         by_engine: defaultdict[str, list[str]] = defaultdict(list)
         for request_id in request_ids:
             owned = self._disown(request_id, "abort")
-            if owned is not None:
+            if owned is not None and owned.engine_id is not None:
                 by_engine[owned.engine_id].append(request_id)
         for engine_id, ids in by_engine.items():
             link = self._fleet.link(engine_id)
@@ -151,14 +159,17 @@ class FleetClient(EngineCoreClient):
             extra = request.sampling_params.extra_args or {}
             request.sampling_params.extra_args = {**extra, TENANT_ARG: tenant}
 
-    async def _send_somewhere(
-        self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter
-    ) -> None:
-        link, priority = await self._fleet.place(admit)
+    async def _send_somewhere(self, owned: OwnedRequest) -> None:
+        request = owned.request
+        link, priority = await self._fleet.place(owned.admit)
+        if self._owned.get(request.request_id) is not owned:
+            # Aborted while it waited for its place: no engine shall work for nobody.
+            self._fleet.closed(link.card.engine_id)
+            await self._fleet.cancel(request.request_id)
+            return
+        owned.engine_id = link.card.engine_id
         request.priority = priority
-        request.session_id = admit.conversation
-        owned = OwnedRequest(request, admit, link.card.engine_id, meter)
-        self._owned[request.request_id] = owned
+        request.session_id = owned.admit.conversation
         await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
 
     def _take_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
@@ -179,7 +190,8 @@ class FleetClient(EngineCoreClient):
         owned = self._owned.pop(request_id, None)
         if owned is not None:
             owned.meter.finished(outcome)
-            self._fleet.closed(owned.engine_id)
+            if owned.engine_id is not None:
+                self._fleet.closed(owned.engine_id)
         return owned
 
     def _engine_lost(self, engine_id: str) -> None:
@@ -187,26 +199,31 @@ class FleetClient(EngineCoreClient):
         lost = [owned for owned in self._owned.values() if owned.engine_id == engine_id]
         logger.warning("Engine %s is gone with %d of our requests", engine_id, len(lost))
         for owned in lost:
-            del self._owned[owned.request.request_id]
+            owned.engine_id = None
+            owned.admit = msgspec.structs.replace(
+                owned.admit, avoid=[*owned.admit.avoid, engine_id]
+            )
             if owned.has_output:
-                self._fail(owned)
+                self._fail(owned, engine_id)
             else:
-                move = asyncio.create_task(self._move(owned), name="move")
+                move = asyncio.create_task(self._move(owned, engine_id), name="move")
                 self._moves.add(move)
                 move.add_done_callback(self._moves.discard)
 
-    async def _move(self, owned: OwnedRequest) -> None:
-        admit = msgspec.structs.replace(owned.admit, avoid=[*owned.admit.avoid, owned.engine_id])
+    async def _move(self, owned: OwnedRequest, lost_engine_id: str) -> None:
         try:
-            await self._send_somewhere(owned.request, admit, owned.meter)
+            await self._send_somewhere(owned)
         except NoEngineLeftError:
-            self._fail(owned)
+            self._fail(owned, lost_engine_id)
 
-    def _fail(self, owned: OwnedRequest) -> None:
-        owned.meter.finished("error")
+    def _fail(self, owned: OwnedRequest, lost_engine_id: str) -> None:
+        request_id = owned.request.request_id
+        self._disown(request_id, "error")
         self.fail_request(
-            owned.request.request_id,
-            f"{owned.engine_id}, which was serving this request, stopped. Please send it again.",
+            request_id,
+            EngineLostError(
+                f"{lost_engine_id}, which was serving this request, stopped; please send it again"
+            ),
         )
 
 

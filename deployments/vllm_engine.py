@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import zmq
+from pydantic import ValidationError
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
@@ -31,12 +32,19 @@ from vllm.v1.request import RequestStatus
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments import wire
-from deployments.engine_order import ECHO, EXCHANGE, HEARTBEAT, EngineOrder, Exchange
+from deployments.engine_order import (
+    ECHO,
+    ERROR_MARK,
+    EXCHANGE,
+    HEARTBEAT,
+    EngineOrder,
+    Exchange,
+)
 from deployments.messages import EngineCard
 
 logger = logging.getLogger(__name__)
 
-CLIENT_SILENCE_S = 15.0  # a gateway says hello every second; after this long its requests end
+POLL_MS = 1000
 
 
 class ListeningEngineCore(EngineCoreProc):
@@ -79,13 +87,15 @@ class ListeningEngineCore(EngineCoreProc):
         decode_request = MsgpackDecoder(EngineCoreRequest).decode
         decode = MsgpackDecoder().decode
         while True:
-            if requests.poll(1000):
-                kind, *frames = requests.recv_multipart(copy=False)
-                try:
-                    self._take_input(kind.bytes, frames, decode_request, decode)
-                except Exception:
-                    logger.exception("A client's message could not be read and was dropped")
-            self._end_silent_clients()
+            if not requests.poll(POLL_MS):
+                # Only now: were this thread held up, the clients' heartbeats would still lie there.
+                self._end_silent_clients()
+                continue
+            kind, *frames = requests.recv_multipart(copy=False)
+            try:
+                self._take_input(kind.bytes, frames, decode_request, decode)
+            except Exception:
+                logger.exception("A client's message could not be read and was dropped")
 
     def process_output_sockets(
         self,
@@ -145,14 +155,14 @@ class ListeningEngineCore(EngineCoreProc):
     def _end_silent_clients(self) -> None:
         now = time.monotonic()
         for client_index, heard_s in list(self._heard_s.items()):
-            if now - heard_s > CLIENT_SILENCE_S:
+            if now - heard_s > self._order.client_silence_s:
                 del self._heard_s[client_index]
                 self.input_queue.put_nowait(
                     (EngineCoreRequestType.UTILITY, _SilentClient(client_index))
                 )
 
     def _end_client(self, client_index: int) -> None:
-        """Abort what a vanished gateway left behind: nobody reads it any more."""
+        """Abort what a vanished gateway left behind, and tell it, should it only have been slow."""
         left = [
             request_id
             for request_id, request in self.scheduler.requests.items()
@@ -160,7 +170,8 @@ class ListeningEngineCore(EngineCoreProc):
         ]
         if left:
             logger.warning("A gateway went silent: %d of its requests are aborted", len(left))
-            self.scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)
+            aborted = self.scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)
+            self._send_abort_outputs(aborted)
 
     def _make_card(self, input_end: wire.Endpoint, output_end: wire.Endpoint) -> EngineCard:
         ready = self._make_ready_response()
@@ -219,6 +230,15 @@ def _tell_parent(card_fd: int, card: EngineCard) -> None:
         line.write(msgspec.msgpack.encode(card))
 
 
+def one_sentence(error: Exception) -> str:
+    """The error on one line; of a refused setting only what is wrong with it."""
+    if isinstance(error, ValidationError):
+        text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def _end_with_parent() -> None:
     """Leave when the parent's end of our input closes: an orphan would hold the GPU."""
     while os.read(sys.stdin.fileno(), 1):
@@ -235,7 +255,7 @@ def main() -> None:
         pass
     except Exception as error:
         logger.exception("The engine ended")
-        print(f"fastswitch-engine-error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{ERROR_MARK}{one_sentence(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
 

@@ -6,10 +6,10 @@ protocol code (OpenAI, Anthropic, tools, structured output, streaming) is vLLM's
 private surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
+import asyncio
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -18,7 +18,6 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.exceptions import GracefulHTTPError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -27,7 +26,6 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.executor import Executor
 
-from deployments.errors import NoEngineLeftError
 from deployments.vllm_client import FleetClient
 
 # Everything else vLLM's app has (profiling, scaling, LoRA loading, SageMaker's doubles ...) stays
@@ -52,13 +50,6 @@ SERVED_ROUTES = frozenset(
 )
 
 
-class EngineLostError(GracefulHTTPError):
-    """A request's engine is gone, or none is there to take it. HTTP 503: trying again may help."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
 class FleetLLM(AsyncLLM):
     """vLLM's AsyncLLM with the fleet in the place of its one engine."""
 
@@ -70,6 +61,7 @@ class FleetLLM(AsyncLLM):
                 log_stats=False,
                 log_requests=False,
             )
+        self._aborts: set[asyncio.Task[None]] = set()
         client.fail_request = self._fail_request
 
     async def _add_request(
@@ -84,9 +76,6 @@ class FleetLLM(AsyncLLM):
         # nobody would take it off the register again.
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
-        except NoEngineLeftError as error:
-            self.output_processor.abort_requests([request.request_id], internal=True)
-            raise EngineLostError(str(error)) from error
         except BaseException:
             self.output_processor.abort_requests([request.request_id], internal=True)
             raise
@@ -95,12 +84,17 @@ class FleetLLM(AsyncLLM):
     def errored(self) -> bool:
         return self.output_handler is not None and self.output_handler.done()
 
-    def _fail_request(self, request_id: str, reason: str) -> None:
+    def _fail_request(self, request_id: str, error: Exception) -> None:
+        """End a request with ``error``, and with it the others of one ``n > 1`` request."""
         state = self.output_processor.request_states.get(request_id)
         if state is None or state.queue is None:
             return
-        state.queue.put(EngineLostError(reason))
-        self.output_processor.abort_requests([request_id], internal=True)
+        state.queue.put(error)
+        whole = state.parent_req.request_id if state.parent_req else request_id
+        others = self.output_processor.abort_requests([whole], internal=True)
+        abort = asyncio.create_task(self.engine_core.abort_requests_async(others))
+        self._aborts.add(abort)
+        abort.add_done_callback(self._aborts.discard)
 
 
 @contextmanager

@@ -21,6 +21,9 @@ from deployments.messages import Request, reply_decoder
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT_MS = 5_000
+PEER_SILENCE_MS = 30_000
+
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     """Where a process listens and the public key that opens the connection."""
@@ -42,7 +45,7 @@ def bind(
     socket = context.socket(kind)
     socket.curve_server = True
     socket.curve_secretkey = secret
-    _unlimited(socket)
+    _prepare(socket)
     port = socket.bind_to_random_port(f"tcp://{host}")
     return socket, Endpoint(f"tcp://{host}:{port}", public.decode())
 
@@ -57,7 +60,7 @@ def connect(
         socket.identity = identity
     socket.curve_serverkey = endpoint.public_key.encode()
     socket.curve_publickey, socket.curve_secretkey = public, secret
-    _unlimited(socket)
+    _prepare(socket)
     socket.connect(endpoint.address)
     return socket
 
@@ -68,11 +71,15 @@ def client_identity(client_index: int) -> bytes:
     return b"c" + client_index.to_bytes(8, "little")
 
 
-def _unlimited(socket: Socket) -> None:
+def _prepare(socket: Socket) -> None:
     # A full queue would drop frames in silence, and a lost frame is a lost token.
     socket.sndhwm = 0
     socket.rcvhwm = 0
     socket.linger = 0
+    # A machine that loses its power closes no connection. ZeroMQ's own threads ask and answer, so
+    # a process that is busy or stopped for a while does not count as gone before the timeout.
+    socket.heartbeat_ivl = HEARTBEAT_MS
+    socket.heartbeat_timeout = PEER_SILENCE_MS
 
 
 class RpcClient:
@@ -143,8 +150,9 @@ class RpcServer:
     async def serve(self) -> None:
         """Answer until cancelled. A call that fails is logged and left unanswered: it times out."""
         while True:
-            caller, number, payload = await self._socket.recv_multipart()
+            message = await self._socket.recv_multipart()
             try:
+                caller, number, payload = message
                 reply = self._encode(self._answer(payload))
             except Exception:
                 logger.exception("A call to the router failed")

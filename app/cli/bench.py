@@ -4,6 +4,7 @@
 standard error, a table to standard output; with --json the last line there is one JSON object.
 """
 
+import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,10 +65,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    from ops.bench.provenance import provenance
+
     check_versions()
     [bench] = [bench for bench in BENCHES if bench.name == options.bench]
+    origin = provenance()  # before the run: it says what else the machine was doing
     result = bench.load().run(options)
     Console().print(result.table)
     if options.json:
-        print(result.json_line(bench.name, options.seed), flush=True)
+        keys = {"bench": bench.name, "seed": options.seed, **origin, **result.keys}
+        print(json.dumps(keys), flush=True)
     return 0

@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 
 from app.config_file import ServeConfig, read_serve_config
-from app.deploy_watch import DeployWatcher, served_name, tell, wait_until_served
+from app.deploy_watch import DeployWatcher, tell, wait_until_served
 from app.devices import has_cuda
 from app.errors import DeployFailedError, PortInUseError, UsageError
 from app.local_cluster import HOST, local_cluster
 from app.memory import check_memory
-from app.models import resolve_model
+from app.models import model_name, resolve_model
 from app.ports import holder_of_port, is_port_free
 from app.settings import AppArgs
+from app.tenants import open_directory
 from app.versions import check_versions
 
 EXAMPLE = "fastswitch serve --model ./my-model --replicas 2 --port 8000"
@@ -55,10 +56,10 @@ def run(options: Namespace) -> int:
     on_cuda = config.args.device == "cuda" or (config.args.device == "auto" and has_cuda())
     resolve_model(config.args.model)
     check_memory(config.args, on_cuda=on_cuda)
-    _stop_on_termination()
     started_s = time.monotonic()
     tell("starting Ray", 0.0)
     with local_cluster(num_gpus=None if on_cuda else 0) as dashboard_url:
+        _stop_on_signals()
         _deploy(config.args, host, port, started_s)
         _say_ready(config, host, port, dashboard_url, time.monotonic() - started_s)
         threading.Event().wait()
@@ -113,8 +114,9 @@ def _say_ready(
 ) -> None:
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  (compared, not bound)
     url = f"http://{shown}:{port}"
-    model = served_name(url)
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.args.tenants_file else ""
+    model = config.args.served_model_name or model_name(config.args.model)
+    needs_key = open_directory(config.args.tenants_file, config.args.tenants).keys_required
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     print(f"ready  {url}  ({config.args.replicas} engines, {took_s:.0f} s)", flush=True)
     print(
         f"""
@@ -131,8 +133,11 @@ def _say_ready(
     )
 
 
-def _stop_on_termination() -> None:
+def _stop_on_signals() -> None:
     def stop(_signal: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
+    # SIGINT too: a shell starts background jobs with it ignored. After Ray's start, which
+    # installs a handler that ends the process before anything is cleaned up.
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

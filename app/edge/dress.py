@@ -1,7 +1,7 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
 Owns our own routes (health, fairness) and the order of what a request passes: body limit, then
-identity, then the app. Who a key belongs to is `app.tenants`; what the routes say is the gateway's.
+identity, route, then the app. Who a key belongs to is `app.tenants`; what the routes say is the gateway's.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
 from app.edge.limits import BodyLimitMiddleware
+from app.edge.routes import KnownRoutesMiddleware
 from app.tenants import TenantDirectory
 from deployments.gateway import GatewayState
 
@@ -31,7 +32,8 @@ class HttpEdge:
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
         # Around the app, not in it: vLLM has closed its own list of middlewares by now.
-        identified = IdentityMiddleware(app, self._new_directory())
+        known = KnownRoutesMiddleware(app, app.router.routes)
+        identified = IdentityMiddleware(known, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
 
     def current_caller(self) -> Identity:
