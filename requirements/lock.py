@@ -26,10 +26,6 @@ HEADER = """\
 CPU_NOTE = """\
 # torch's CPU build, where the package index lacks it: https://download.pytorch.org/whl/cpu
 """
-CUDA_NOTE = """\
-# torch's own NVIDIA libraries are not all here (its CPU build was what the index offered when this
-# was written): set-up installs torch last and with its dependencies, so that its exact pins win.
-"""
 DEV_NOTE = """\
 # What cpu.txt and cuda.txt have not both pinned already.
 """
@@ -39,12 +35,11 @@ def main() -> None:
     """Resolve both devices, then the tools on top of what both have in common."""
     cpu = resolve("cpu.in")
     cuda = resolve("cuda.in")
-    cuda["torch"] = cuda["torch"].partition("+")[0]
     shared = {name: version for name, version in cpu.items() if cuda.get(name) == version}
     tools = resolve("dev.in", constraints=shared)
     dev = {name: version for name, version in tools.items() if name not in shared}
     write("cpu.txt", cpu, HEADER.format(sources="cpu.in and runtime.in") + CPU_NOTE)
-    write("cuda.txt", cuda, HEADER.format(sources="cuda.in and runtime.in") + CUDA_NOTE)
+    write("cuda.txt", cuda, HEADER.format(sources="cuda.in and runtime.in"))
     write("dev.txt", dev, HEADER.format(sources="dev.in") + DEV_NOTE)
 
 
@@ -70,9 +65,15 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def pin(name: str, version: str) -> str:
+    """``==``, but for torch's CUDA build: as ``==2.13.0`` its CPU build 2.13.0+cpu would do too."""
+    is_cuda_torch = name == "torch" and "+" not in version
+    return f"{name}==={version}" if is_cuda_torch else f"{name}=={version}"
+
+
 def write(target: str, versions: dict[str, str], header: str) -> None:
-    """One sorted pin a line under ``header``."""
-    pins = "".join(f"{name}=={version}\n" for name, version in versions.items())
+    """One pin a line under ``header``."""
+    pins = "".join(f"{pin(name, version)}\n" for name, version in versions.items())
     (HERE / target).write_text(header + pins)
     print(f"{target}: {len(versions)} packages", file=sys.stderr)
 

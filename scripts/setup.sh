@@ -112,14 +112,9 @@ install_cpu() {
   logged "${PIP[@]}" --no-deps -r requirements/cpu.txt
 }
 
-# torch comes last and with its dependencies: it pins its NVIDIA libraries exactly and the lock
-# does not list them all (see its header), so its pins must win over what the others brought.
 install_cuda() {
   say "$(count requirements/cuda.txt) packages (the first time a download of several GB)"
-  grep -v '^torch==' requirements/cuda.txt >"$VENV/cuda-but-torch.txt"
-  logged "${PIP[@]}" --no-deps -r "$VENV/cuda-but-torch.txt"
-  say "torch and its NVIDIA libraries"
-  logged "${PIP[@]}" "$(grep '^torch==' requirements/cuda.txt)"
+  logged "${PIP[@]}" --no-deps -r requirements/cuda.txt
 }
 
 install_checkout() {
