@@ -16,7 +16,5 @@ def span(text: str) -> Span:
     """Token counts such as 64:192, or 128."""
     try:
         return Span.parse(text)
-    except ValueError:
-        raise ArgumentTypeError(
-            f"{text!r} is no span of token counts, such as 64:192 or 128"
-        ) from None
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None

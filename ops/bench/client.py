@@ -77,6 +77,10 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             raise RequestFailedError(f"no end within {REQUEST_TIMEOUT_S:g} s") from None
 
+    def close(self) -> None:
+        self.is_open = False
+        self._transport.close()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.is_open = True
@@ -98,6 +102,8 @@ class Connection(asyncio.Protocol):
         self._answer.set_result(
             Exchange(self._sent_s, self._now_s, self._parser.get_status_code(), self._pieces)
         )
+        if not self._parser.should_keep_alive():
+            self.close()
 
 
 async def run(load: Load) -> LoadResult:
@@ -124,6 +130,7 @@ async def _closed_loop(load: Load, requests: Sequence[bytes]) -> list[Exchange]:
             if not connection.is_open:
                 connection = await _connect(load)
             exchanges[index] = await connection.exchange(request)
+        connection.close()
 
     await asyncio.gather(*(stream() for _ in range(load.streams)))
     return [exchanges[index] for index in range(len(requests))]

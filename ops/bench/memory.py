@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import PurePath
-from typing import Any
 
 import psutil
 
@@ -37,15 +36,15 @@ def total_mb(by_name: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
 
 def process_name(process: psutil.Process) -> str:
     """The title a process gave itself, the module a Python runs, or the program."""
-    line: list[Any] = process.cmdline()
-    if not line:
-        return process.name()
-    program, *arguments = line
+    program, *arguments = process.cmdline() or [process.name()]
     if "-m" in arguments[:-1]:
-        return str(arguments[arguments.index("-m") + 1])
-    if PurePath(program).name.startswith("python") and arguments:
-        return PurePath(arguments[0]).name if arguments[0] != "-c" else "python -c"
-    return PurePath(program).name if program.startswith("/") else program.split(" ")[0]
+        return arguments[arguments.index("-m") + 1]
+    if PurePath(program).name.startswith("python"):
+        scripts = [argument for argument in arguments if not argument.startswith("-")]
+        return "python -c" if "-c" in arguments else PurePath(*scripts[:1]).name
+    if program.startswith("ray::"):
+        return program.partition(".")[0]  # what follows is the method that it runs just now
+    return PurePath(program).name
 
 
 def _sizes_mb(process: psutil.Process) -> dict[str, float]:

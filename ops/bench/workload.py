@@ -6,6 +6,7 @@ and keep the tokenizer, which is the same in all servers, out of the numbers.
 """
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,16 +54,17 @@ class Span:
 
     @classmethod
     def parse(cls, text: str) -> "Span":
-        """``"64:192"``, or ``"128"`` for exactly that many.
+        """``64:192``, or ``128`` for exactly that many.
 
         Raises:
-            ValueError: it is neither, or not from low to high, or not at least 1.
+            ValueError: it is neither, or upside down, or allows no token at all.
         """
-        low, _, high = text.partition(":")
-        span = cls(int(low), int(high or low))
-        if not 1 <= span.low <= span.high:
-            raise ValueError(text)
-        return span
+        counts = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text, re.ASCII)
+        if counts:
+            span = cls(int(counts[1]), int(counts[2] or counts[1]))
+            if 1 <= span.low <= span.high:
+                return span
+        raise ValueError(f"{text!r} is no span of token counts, such as 64:192 or 128")
 
 
 def synthetic(seed: str, count: int, *, prompt: Span, output: Span) -> list[WorkItem]:
