@@ -78,9 +78,9 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         self._num_host_blocks = 0 if why_not else self._count_host_blocks()
         if why_not and role is KVConnectorRole.SCHEDULER:
             logger.warning("Preempted requests will be recomputed, not swapped: %s", why_not)
-        self._planner = SwapPlanner(
-            HostBlockPool(self._num_host_blocks), vllm_config.cache_config.block_size
-        )
+        # Beside the scheduler the pool is real; a worker is told which blocks to use.
+        num_planned = self._num_host_blocks if role is KVConnectorRole.SCHEDULER else 0
+        self._planner = SwapPlanner(HostBlockPool(num_planned), vllm_config.cache_config.block_size)
         self._runner: SwapRunner | None = None
 
     @property
@@ -106,7 +106,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
 
         ``block_ids`` is its block table, one list per KV cache group.
         """
-        if not self._num_host_blocks:
+        if not self.num_host_blocks:
             return False
         [device_blocks] = block_ids
         return self._planner.swap_out(request_id, device_blocks, num_tokens)
@@ -218,7 +218,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         world_size = self._vllm_config.parallel_config.world_size
         num_blocks = int(self._wanted_gib * GIB / world_size / self._block_bytes)
         if not num_blocks:
-            needed = f"one block of this model takes {self._block_bytes * world_size / GIB:.4f} GiB"
+            needed = f"one block of this model takes {self._block_bytes * world_size / GIB:.3g} GiB"
             raise HostMemorySizeError(self._wanted_gib, needed)
         return num_blocks
 

@@ -1,0 +1,206 @@
+"""What our scheduler relies on in vLLM's: one test per private thing, so a new release names it."""
+
+import inspect
+from collections import deque
+from pathlib import Path
+
+import pytest
+import torch
+from vllm import EngineArgs, SamplingParams
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+BLOCK_TOKENS = 32
+
+
+@pytest.fixture
+def scheduler(tiny_model: Path) -> Scheduler:
+    """vLLM's own scheduler, without an engine around it."""
+    config = EngineArgs(
+        model=str(tiny_model),
+        max_model_len=512,
+        max_num_seqs=4,
+        block_size=BLOCK_TOKENS,
+        enable_prefix_caching=False,
+        scheduling_policy="priority",
+    ).create_engine_config()
+    config.cache_config.num_gpu_blocks = 64
+    spec = FullAttentionSpec(
+        block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=32, dtype=torch.float32
+    )
+    kv_cache = KVCacheConfig(64, [], [KVCacheGroupSpec(["layer"], spec)])
+    return Scheduler(config, kv_cache, StructuredOutputManager(config), BLOCK_TOKENS)
+
+
+def request(name: str, *, priority: int = 0, arrival_s: float = 0.0) -> Request:
+    return Request(
+        name,
+        prompt_token_ids=[1] * 40,
+        sampling_params=SamplingParams(max_tokens=8),
+        pooling_params=None,
+        priority=priority,
+        arrival_time=arrival_s,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("schedule", ["self", "throttle_prefills"]),
+        ("add_request", ["self", "request"]),
+        ("_preempt_request", ["self", "request", "timestamp", "drop_stale_output"]),
+        ("_free_request", ["self", "request", "delay_free_blocks"]),
+        ("_handle_invalid_blocks", ["self", "invalid_block_ids", "num_scheduled_tokens"]),
+        ("reset_prefix_cache", ["self", "reset_running_requests", "reset_connector"]),
+        ("_get_local_prefix_cache_hit", ["self", "request"]),
+        ("get_request_counts", ["self"]),
+    ],
+)
+def test_methods_take_what_we_pass_on(method: str, parameters: list[str]) -> None:
+    """The methods we override or call have these parameters, in this order."""
+    assert list(inspect.signature(getattr(Scheduler, method)).parameters) == parameters
+
+
+def test_the_async_scheduler_overrides_none_of_ours() -> None:
+    """Our class stands before AsyncScheduler: a method of its own would be skipped or doubled."""
+    ours = {
+        "schedule",
+        "add_request",
+        "_preempt_request",
+        "_free_request",
+        "_handle_invalid_blocks",
+        "reset_prefix_cache",
+    }
+
+    assert issubclass(AsyncScheduler, Scheduler)
+    assert not ours & vars(AsyncScheduler).keys()
+
+
+def test_waiting_queues_are_heaps_in_a_list(scheduler: Scheduler) -> None:
+    """Both queues keep a binary heap in ``_heap``, best priority and earliest arrival first."""
+    for name, priority, arrival_s in (("a", 2, 0.0), ("b", 1, 5.0), ("c", 1, 4.0)):
+        scheduler.add_request(request(name, priority=priority, arrival_s=arrival_s))
+
+    assert scheduler.kv_holding_waiting._heap == []
+    assert scheduler.waiting._heap[0].request_id == "c"
+    assert {one.request_id for one in scheduler.waiting._heap} == {"a", "b", "c"}
+
+
+def test_a_request_can_be_left_out_of_a_step(scheduler: Scheduler) -> None:
+    """``next_decode_eligible_step`` past the coming step keeps a running request out of it only."""
+    scheduler.add_request(request("a"))
+    scheduler.add_request(request("b"))
+    scheduler.schedule()
+    for one in scheduler.running:
+        one.append_output_token_ids(1)
+
+    scheduler.requests["a"].next_decode_eligible_step = scheduler.current_step + 2
+
+    assert scheduler.schedule().num_scheduled_tokens.keys() == {"b"}
+    assert "a" in scheduler.schedule().num_scheduled_tokens
+
+
+def test_preemption_starts_over_from_the_waiting_queue(scheduler: Scheduler) -> None:
+    """A preempted request loses its blocks and its count, and waits with the rest."""
+    scheduler.add_request(request("a"))
+    scheduler.schedule()
+    [victim] = scheduler.running
+    scheduler.running.remove(victim)
+    num_free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    scheduler._preempt_request(victim, 0.0)
+
+    assert victim.status is RequestStatus.PREEMPTED
+    assert (victim.num_computed_tokens, victim.num_output_placeholders) == (0, 0)
+    assert scheduler.waiting._heap == [victim]
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == num_free + 2
+
+
+def test_block_tables_are_lists_of_counted_blocks(scheduler: Scheduler) -> None:
+    """A manager has each request's blocks by id, and a block knows how many requests use it."""
+    scheduler.add_request(request("a"))
+    scheduler.schedule()
+
+    [manager] = scheduler.kv_cache_manager.coordinator.single_type_managers
+    table = manager.req_to_blocks["a"]
+
+    assert manager.block_size == BLOCK_TOKENS
+    assert all(isinstance(block, KVCacheBlock) and block.ref_cnt == 1 for block in table)
+    assert scheduler.kv_cache_manager.get_block_ids("a") == ([one.block_id for one in table],)
+
+
+def test_the_pool_counts_its_null_block(scheduler: Scheduler) -> None:
+    """One block of the pool is never handed out."""
+    pool = scheduler.kv_cache_manager.block_pool
+
+    assert (pool.num_gpu_blocks, pool.get_num_free_blocks()) == (64, 63)
+    pool.evict_blocks({0, 1})
+
+
+def test_what_an_admission_needs_can_be_asked_beforehand(scheduler: Scheduler) -> None:
+    """The manager says how many blocks a waiting request will take, and changes nothing."""
+    one = request("a")
+    cached, num_cached, *_ = scheduler._get_local_prefix_cache_hit(one)
+
+    num_blocks = scheduler.kv_cache_manager.coordinator.get_num_blocks_to_allocate(
+        request_id="a",
+        num_tokens=40,
+        new_computed_blocks=cached.blocks,
+        num_encoder_tokens=0,
+        total_computed_tokens=num_cached,
+        num_local_computed_tokens=num_cached,
+        num_tokens_main_model=40,
+        apply_admission_cap=True,
+    )
+
+    assert (num_blocks, num_cached) == (2, 0)
+    assert cached.blocks == scheduler.kv_cache_manager.empty_kv_cache_blocks.blocks
+
+
+def test_the_state_we_read_and_write_is_there(scheduler: Scheduler) -> None:
+    """The scheduler's attributes that we use have the kinds of values that we take them for."""
+    assert scheduler._pause_state is PauseState.UNPAUSED
+    assert scheduler.deferred_frees == deque()
+    assert scheduler.prev_step_scheduled_req_ids == set()
+    assert scheduler.num_waiting_for_streaming_input == 0
+    assert scheduler.max_num_active_reqs == 4
+    assert scheduler.max_num_scheduled_tokens > 0
+    assert scheduler.scheduler_reserve_full_isl in (True, False)
+    assert scheduler.kv_cache_manager.watermark_blocks == 0
+    assert scheduler.current_step == 0
+    assert (scheduler.connector, scheduler.lora_config) == (None, None)
+
+
+def test_deferred_frees_are_fences_and_blocks() -> None:
+    """Blocks given up while a step in flight writes them wait in pairs of step and blocks."""
+    source = inspect.getsource(Scheduler._free_request_blocks)
+
+    assert "self.deferred_frees.append((self.sched_step_seq, blocks))" in source
+
+
+def test_requests_carry_what_we_report() -> None:
+    """A request has its conversation, its counts, and the flags that decide about swapping."""
+    one = request("a")
+
+    assert (one.session_id, one.priority, one.arrival_time) == (None, 0, 0.0)
+    assert (one.num_tokens, one.num_prompt_tokens, one.num_output_tokens) == (40, 40, 0)
+    assert (one.resumable, one.has_encoder_inputs, one.skip_reading_prefix_cache) == (False,) * 3
+    assert (one.num_stale_output_tokens, one.drop_stale_output) == (0, False)
+    assert (one.lora_request, one.structured_output_request) == (None, None)
+
+
+def test_finish_reasons_read_as_reported() -> None:
+    """Finish reasons turn into the words that our reports promise."""
+    assert {str(reason) for reason in FinishReason} == {
+        "stop",
+        "length",
+        "abort",
+        "error",
+        "repetition",
+    }
