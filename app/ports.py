@@ -34,7 +34,7 @@ def is_port_free(host: str, port: int) -> bool:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False
-            raise AddressError(host, port, error.strerror) from None
+            raise AddressError(host, port, error.strerror or str(error)) from None
         return True
 
 

@@ -87,15 +87,15 @@ class ListeningEngineCore(EngineCoreProc):
         decode_request = MsgpackDecoder(EngineCoreRequest).decode
         decode = MsgpackDecoder().decode
         while True:
-            if not requests.poll(POLL_MS):
-                # Only now: were this thread held up, the clients' heartbeats would still lie there.
-                self._end_silent_clients()
-                continue
-            kind, *frames = requests.recv_multipart(copy=False)
-            try:
-                self._take_input(kind.bytes, frames, decode_request, decode)
-            except Exception:
-                logger.exception("A client's message could not be read and was dropped")
+            if requests.poll(POLL_MS):
+                kind, *frames = requests.recv_multipart(copy=False)
+                try:
+                    self._take_input(kind.bytes, frames, decode_request, decode)
+                except Exception:
+                    logger.exception("A client's message could not be read and was dropped")
+                if requests.poll(0):
+                    continue  # a heartbeat may be among what still lies there
+            self._end_silent_clients()
 
     def process_output_sockets(
         self,

@@ -1,7 +1,8 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
-Owns our own routes (health, fairness) and the order of what a request passes: body limit, then
-identity, route, then the app. Who a key belongs to is `app.tenants`; what the routes say is the gateway's.
+Owns our own routes (health, fairness) and the order of what a request passes: body limit,
+identity, route, the app. Who a key belongs to is `app.tenants`; what our routes say is the
+gateway's.
 """
 
 from collections.abc import Awaitable, Callable
