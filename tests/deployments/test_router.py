@@ -1,0 +1,446 @@
+"""The router: its answers to gateways and engines, whom it forgets, and its life after a death."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+import zmq.asyncio
+
+from deployments import router as router_module
+from deployments.messages import (
+    Admit,
+    Ask,
+    Cancel,
+    Directory,
+    Done,
+    EngineCard,
+    Hello,
+    Join,
+    Leave,
+    Orders,
+    Placed,
+    Refused,
+    Report,
+    Request,
+    Snapshot,
+)
+from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, Router
+from deployments.wire import RpcClient
+from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
+from scheduler.service import ServiceWeights
+from tests.deployments.stand_ins import HOST, PATIENCE_S, until
+
+Call = Callable[[Request], Awaitable[Any]]
+
+
+class HeldClock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Shares:
+    """Tenants' weights that a test edits; they are in force when the router looks again."""
+
+    def __init__(self, **weights: float) -> None:
+        self.edited: dict[str, float] = weights
+        self.weights: Mapping[str, float] = {}
+
+    def refresh(self) -> None:
+        self.weights = dict(self.edited)
+
+
+def new_fleet(clock: HeldClock) -> FleetScheduler:
+    return FleetScheduler(
+        partial(VirtualTokenCounter, quantum=0.0),
+        clock=clock,
+        random=Random(0),
+        service=ServiceWeights(),
+        limits=FleetLimits(update_s=0.0),
+    )
+
+
+@asynccontextmanager
+async def running(clock: HeldClock, shares: Shares | None = None) -> AsyncIterator[Call]:
+    """A router on loopback; yields the way to call it."""
+    router = Router(partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock=clock)
+    await router.start()
+    try:
+        context = zmq.asyncio.Context.instance()
+        with closing(RpcClient(context, await router.endpoint())) as client:
+            yield partial(client.call, timeout_s=PATIENCE_S)
+            await router.check_health()
+    finally:
+        await router.stop()
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    return HeldClock()
+
+
+@pytest.fixture(autouse=True)
+def _keep_house_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router looks after its house every few milliseconds of real time; time itself is held."""
+    monkeypatch.setattr(router_module, "HOUSEKEEPING_S", 0.002)
+
+
+def card(engine_id: str) -> EngineCard:
+    return EngineCard(
+        engine_id=engine_id,
+        input_address="tcp://127.0.0.1:1",
+        output_address="tcp://127.0.0.1:2",
+        public_key="key",
+        ready=b"ready",
+        max_num_seqs=8,
+        num_blocks=100,
+        block_tokens=16,
+    )
+
+
+def progress(step: int = 1, **changes: Any) -> EngineProgress:
+    nothing = EngineProgress(
+        step=step,
+        is_full=False,
+        live=[],
+        finished=[],
+        num_running=0,
+        num_waiting=0,
+        blocks_used=0,
+        blocks_total=100,
+        host_blocks_used=0,
+        host_blocks_total=0,
+        switches=SwitchCounts(),
+    )
+    return msgspec.structs.replace(nothing, **changes)
+
+
+def full(step: int = 1, **changes: Any) -> EngineProgress:
+    return progress(step, is_full=True, **changes)
+
+
+def live(request_id: str, tenant: str, done: tuple[int, int], *, priority: int = 0) -> LiveRequest:
+    return LiveRequest(
+        request_id=request_id,
+        tenant=tenant,
+        conversation=None,
+        arrival_s=0.0,
+        prompt_tokens=100,
+        prompt_done=done[0],
+        output_done=done[1],
+        priority=priority,
+        is_running=True,
+    )
+
+
+def admit(request_id: str, tenant: str = "acme", **changes: Any) -> Admit:
+    return msgspec.structs.replace(
+        Admit(
+            request_id=request_id,
+            tenant=tenant,
+            conversation=None,
+            prompt_tokens=100,
+            max_output_tokens=100,
+            arrival_s=0.0,
+        ),
+        **changes,
+    )
+
+
+async def tenants(call: Call) -> dict[str, Any]:
+    return (await snapshot(call))["tenants"]
+
+
+async def snapshot(call: Call) -> dict[str, Any]:
+    answer = await call(Ask())
+    assert isinstance(answer, Snapshot)
+    return json.loads(answer.body)
+
+
+async def test_a_request_is_placed_on_an_engine_that_joined(clock: HeldClock) -> None:
+    """With nobody there it is refused and told why; then it goes to whoever is."""
+    async with running(clock) as call:
+        assert isinstance(await call(admit("r1")), Refused)
+
+        await call(Join(card("engine-a"), full()))
+        placed = await call(admit("r1"))
+        assert isinstance(placed, Placed)
+        assert placed.engine_id == "engine-a"
+
+
+async def test_an_engine_to_be_avoided_is_avoided(clock: HeldClock) -> None:
+    """A gateway that cannot reach an engine gets another one, or none at all."""
+    async with running(clock) as call:
+        for engine_id in ("engine-a", "engine-b"):
+            await call(Join(card(engine_id), full()))
+
+        elsewhere = await call(admit("r1", avoid=["engine-a"]))
+        nowhere = await call(admit("r1", avoid=["engine-a", "engine-b"]))
+        assert elsewhere.engine_id == "engine-b"
+        assert isinstance(nowhere, Refused)
+        assert "2 to be avoided" in nowhere.reason
+
+
+async def test_a_cancelled_request_is_forgotten(clock: HeldClock) -> None:
+    """It counts for its tenant until then; taking back twice, or what never was, does no harm."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        assert (await tenants(call))["acme"]["live"] == 1
+
+        assert [await call(Cancel(name)) for name in ("r1", "r1", "never")] == [Done()] * 3
+        assert (await snapshot(call))["totals"]["live"] == 0
+
+
+async def test_a_gateways_hello_is_answered_with_the_engines(clock: HeldClock) -> None:
+    """The directory is the cards as the engines gave them, and follows their coming and going."""
+    async with running(clock) as call:
+        assert await call(Hello(7)) == Directory([])
+        await call(Join(card("engine-a"), full()))
+        await call(Join(card("engine-b"), full()))
+        assert await call(Hello(7)) == Directory([card("engine-a"), card("engine-b")])
+
+        assert await call(Leave("engine-a")) == Done()
+        assert await call(Hello(7)) == Directory([card("engine-b")])
+
+
+async def test_an_engine_that_leaves_takes_its_requests_along(clock: HeldClock) -> None:
+    """What was on it is no longer live; an engine nobody knows may leave too."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        await call(Leave("engine-a"))
+        await call(Leave("engine-a"))
+
+        assert (await snapshot(call))["totals"]["live"] == 0
+
+
+async def test_an_engine_that_is_not_known_is_asked_to_join(clock: HeldClock) -> None:
+    """Its report changes nothing, and its orders say that it shall join."""
+    async with running(clock) as call:
+        orders = await call(Report("engine-a", progress(live=[live("r1", "acme", (10, 0))])))
+
+        assert orders == Orders(priorities={}, want_join=True)
+        assert (await snapshot(call))["totals"]["live"] == 0
+
+
+async def test_a_report_is_answered_with_changed_priorities_only(clock: HeldClock) -> None:
+    """Who has had less becomes more urgent; what the engine knows already is not repeated."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        for request_id, tenant in (("r1", "greedy"), ("r2", "modest")):
+            await call(admit(request_id, tenant))
+        seen = [live("r1", "greedy", (100, 90)), live("r2", "modest", (100, 1))]
+        clock.now_s += 1.0
+        orders = await call(Report("engine-a", progress(2, live=seen)))
+        told = {one.request_id: orders.priorities.get(one.request_id, 0) for one in seen}
+        assert told["r2"] < told["r1"]
+
+        taken_up = [msgspec.structs.replace(one, priority=told[one.request_id]) for one in seen]
+        clock.now_s += 1.0
+        again = await call(Report("engine-a", progress(3, live=taken_up)))
+        assert again.priorities == {}
+
+
+async def test_service_is_charged_as_engines_report_it(clock: HeldClock) -> None:
+    """A tenant's service is its prompt tokens once and its output tokens twice."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        await call(Report("engine-a", progress(2, live=[live("r1", "acme", (100, 5))])))
+        finished = FinishedRequest("r1", "acme", 100, 100, 7, "stop")
+        await call(Report("engine-a", progress(3, finished=[finished])))
+
+        acme = (await tenants(call))["acme"]
+        assert (acme["service"], acme["live"]) == (100 + 2 * 7, 0)
+
+
+async def test_weights_change_while_the_router_runs(clock: HeldClock) -> None:
+    """An edit of the tenants is in force without a restart, for tenants old and new."""
+    shares = Shares(acme=1.0)
+    async with running(clock, shares) as call:
+        assert (await tenants(call))["acme"]["weight"] == 1.0
+
+        shares.edited = {"acme": 3.0, "late": 2.0}
+        await until(lambda: shares.weights == shares.edited)
+        weights = {name: tenant["weight"] for name, tenant in (await tenants(call)).items()}
+        assert weights == {"acme": 3.0, "late": 2.0}
+
+
+async def test_only_the_keepers_get_the_checkpoint(clock: HeldClock) -> None:
+    """Two engines get it, each once a second; the next in line steps in for one that leaves."""
+    names = ["engine-a", "engine-b", "engine-c"]
+
+    async with running(clock) as call:
+
+        async def report(step: int) -> list[str]:
+            orders = {name: await call(Report(name, progress(step))) for name in names}
+            return [name for name, order in orders.items() if order.checkpoint is not None]
+
+        joined = [await call(Join(card(name), full())) for name in names]
+        assert [order.checkpoint is not None for order in joined] == [True, True, False]
+        clock.now_s += CHECKPOINT_S / 2
+        assert await report(2) == []
+        clock.now_s += CHECKPOINT_S / 2
+        assert await report(3) == ["engine-a", "engine-b"]
+        assert await report(4) == []
+
+        await call(Leave(names.pop(0)))
+        assert await report(5) == ["engine-c"]
+
+
+async def test_a_new_router_goes_on_with_the_counters(clock: HeldClock) -> None:
+    """From the checkpoint and a full report: live requests, service, and nobody's lead is lost."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        for request_id, tenant in (("r1", "greedy"), ("r2", "modest")):
+            await call(admit(request_id, tenant))
+        seen = [live("r1", "greedy", (100, 90)), live("r2", "modest", (100, 1))]
+        clock.now_s += CHECKPOINT_S
+        orders = await call(Report("engine-a", progress(2, live=seen)))
+        before = await tenants(call)
+
+    seen = [live("r1", "greedy", (100, 95)), live("r2", "modest", (100, 6))]
+    service = {"greedy": (100, 95), "modest": (100, 6)}
+    report = full(9, live=seen, tenant_service=service)
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), report, orders.checkpoint))
+        after = await tenants(call)
+
+    for tenant in ("greedy", "modest"):
+        assert after[tenant]["counter"] == before[tenant]["counter"] + 2 * 5
+        assert after[tenant]["service"] == before[tenant]["service"] + 2 * 5
+        assert after[tenant]["live"] == 1
+    assert after["modest"]["rank"] < after["greedy"]["rank"]
+
+
+@pytest.mark.parametrize("order", [["keeper", "other"], ["other", "keeper"]])
+async def test_any_keeper_brings_the_counters_back(clock: HeldClock, order: list[str]) -> None:
+    """Whichever engine finds the new router first: engines without a checkpoint join again."""
+    async with running(clock) as call:
+        await call(Join(card("keeper"), full()))
+        await call(admit("r1", "greedy"))
+        clock.now_s += CHECKPOINT_S
+        seen = [live("r1", "greedy", (100, 90))]
+        orders = await call(Report("keeper", progress(2, live=seen)))
+        before = (await tenants(call))["greedy"]
+
+    joins = {
+        "keeper": Join(
+            card("keeper"),
+            full(3, live=seen, tenant_service={"greedy": (100, 90)}),
+            orders.checkpoint,
+        ),
+        "other": Join(card("other"), full(3, tenant_service={"modest": (10, 10)})),
+    }
+    async with running(clock) as call:
+        answers = {name: await call(joins[name]) for name in order}
+        for name, answer in answers.items():
+            if answer.want_join:
+                await call(joins[name])
+        after = await tenants(call)
+        engines = (await snapshot(call))["engines"]
+
+    assert after["greedy"]["counter"] == before["counter"]
+    assert engines.keys() == {"keeper", "other"}
+
+
+async def test_engines_without_a_checkpoint_are_not_kept_out_for_ever(clock: HeldClock) -> None:
+    """Where no keeper is left, the fleet starts level after a moment."""
+    worked = full(3, tenant_service={"acme": (10, 10)})
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), worked))
+        clock.now_s += 10.0
+        await call(Join(card("engine-a"), worked))
+
+        assert isinstance(await call(admit("r1")), Placed)
+
+
+def _with_a_broken_policy_state(checkpoint: FleetCheckpoint) -> bytes:
+    return msgspec.msgpack.encode(msgspec.structs.replace(checkpoint, policy_state=b"\xc1"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda _: b"",
+        lambda _: b"\xc1 is no msgpack",
+        lambda _: msgspec.msgpack.encode(["another", "layout"]),
+        lambda checkpoint: msgspec.msgpack.encode(checkpoint)[:-3],
+        _with_a_broken_policy_state,
+    ],
+    ids=["empty", "not msgpack", "another layout", "cut off", "broken policy state"],
+)
+async def test_a_broken_checkpoint_is_put_aside(
+    clock: HeldClock,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[FleetCheckpoint], bytes],
+) -> None:
+    """The fleet starts level with a warning; the engine that brought it is in all the same."""
+    good = new_fleet(clock).checkpoint()
+    async with running(clock) as call:
+        with caplog.at_level(logging.WARNING, logger="ray.serve"):
+            orders = await call(Join(card("engine-a"), full(), spoil(good)))
+
+        assert isinstance(orders, Orders)
+        assert "starting level" in caplog.text
+        assert isinstance(await call(admit("r1")), Placed)
+
+
+async def test_a_silent_engine_is_forgotten(clock: HeldClock) -> None:
+    """It leaves the directory with its requests; one that still reports stays."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(Join(card("engine-b"), full()))
+        await call(admit("r1", avoid=["engine-b"]))
+        clock.now_s += ENGINE_SILENCE_S
+        await call(Report("engine-b", progress(2)))
+        clock.now_s += 1.0
+
+        directory = await call(Hello(7))
+        while directory != Directory([card("engine-b")]):
+            directory = await call(Hello(7))
+        assert (await snapshot(call))["totals"]["live"] == 0
+        assert (await call(Report("engine-a", progress(2)))).want_join
+
+
+async def test_a_router_that_cannot_keep_house_is_ill(clock: HeldClock) -> None:
+    """A background task that died shows in the health check, with its own reason."""
+
+    class BrokenShares(Shares):
+        is_broken = False
+
+        def refresh(self) -> None:
+            if self.is_broken:
+                raise OSError("the tenants are gone")
+            super().refresh()
+
+    shares = BrokenShares()
+    router = Router(partial(new_fleet, clock), lambda: shares, HOST, clock=clock)
+    await router.start()
+    try:
+        await router.check_health()
+        shares.is_broken = True
+        with pytest.raises(OSError, match="the tenants are gone"):
+            await asyncio.wait_for(_ill(router), PATIENCE_S)
+    finally:
+        await router.stop()
+
+
+async def _ill(router: Router) -> None:
+    while True:
+        await router.check_health()
+        await asyncio.sleep(0)
