@@ -10,11 +10,15 @@ import time
 import urllib.error
 import urllib.request
 from types import TracebackType
+from typing import NoReturn
 
-from app.errors import DeployFailedError
+from app.errors import DeployFailedError, ServiceLostError
 
 POLL_S = 0.5
 SERVED_WITHIN_S = 60.0
+WATCH_S = 2.0
+HEALTH_REPLY_S = 10.0
+MENDED_WITHIN_S = 300.0  # a replica that Serve starts anew loads its model first
 # The order in which parts can come up: the later ones wait for the earlier.
 PARTS = {"Router": "router", "Engine": "engines", "Gateway": "gateway"}
 
@@ -99,13 +103,41 @@ def wait_until_served(host: str, port: int) -> None:
         DeployFailedError: they do not, though every part says it runs.
     """
     deadline_s = time.monotonic() + SERVED_WITHIN_S
-    url = f"http://{host}:{port}/health"
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, OSError) as error:
-            if time.monotonic() > deadline_s:
-                raise DeployFailedError(f"{url} does not answer: {error}") from None
+    while problem := _health_problem(host, port):
+        if time.monotonic() > deadline_s:
+            raise DeployFailedError(problem)
         time.sleep(POLL_S)
+
+
+def watch_while_served(host: str, port: int, started_s: float) -> NoReturn:
+    """Tell when requests no longer get through and when they do again.
+
+    Raises:
+        ServiceLostError: Ray and Serve have not mended it in time.
+    """
+    lost_s: float | None = None
+    while True:
+        time.sleep(WATCH_S)
+        problem = _health_problem(host, port)
+        now = time.monotonic()
+        if problem and lost_s is None:
+            lost_s = now
+            tell(f"not serving: {problem}", now - started_s)
+        elif problem and lost_s is not None and now - lost_s > MENDED_WITHIN_S:
+            raise ServiceLostError(problem, now - lost_s)
+        elif not problem and lost_s is not None:
+            lost_s = None
+            tell("serving again", now - started_s)
+
+
+def _health_problem(host: str, port: int) -> str:
+    """Why ``/health`` is not well; empty while it is."""
+    url = f"http://{host}:{port}/health"
+    try:
+        with urllib.request.urlopen(url, timeout=HEALTH_REPLY_S):
+            return ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}"
+    except OSError as error:
+        return f"{url} does not answer: {error}"

@@ -15,6 +15,7 @@ AppError
 ├── AddressError           the address to serve on is none of this machine's
 ├── TooLittleMemoryError   the engines would not fit
 ├── DeployFailedError      Serve could not bring the application up
+├── ServiceLostError       the application was up, stopped serving and was not mended
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
 └── WrongVersionError      an installed package is not the one this code is written for
 
@@ -192,3 +193,14 @@ class DeployFailedError(AppError):
 
     def __str__(self) -> str:
         return f"the application did not start: {self.reason}"
+
+
+class ServiceLostError(AppError):
+    """The application was up and has not served for too long."""
+
+    def __init__(self, problem: str, lost_s: float) -> None:
+        super().__init__(problem, lost_s)
+        self.problem, self.lost_s = problem, lost_s
+
+    def __str__(self) -> str:
+        return f"the application has not served for {self.lost_s:.0f} s: {self.problem}"

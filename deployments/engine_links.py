@@ -68,6 +68,7 @@ class EngineLink:
         for task in self._tasks:
             task.cancel()
         self._output.disable_monitor()
+        self._monitor.close()
         self._input.close()
         self._output.close()
 

@@ -40,6 +40,7 @@ class FleetView:
         self._last_priority: OrderedDict[str, int] = OrderedDict()
         self._snapshot = b"{}"
         self._task: asyncio.Task[None] | None = None
+        self._cancels: set[asyncio.Task[None]] = set()
         self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
         self.on_lost: Callable[[str], None]
 
@@ -88,6 +89,10 @@ class FleetView:
             reply = await self._router.call(admit, timeout_s=self._admit_timeout_s)
         except RouterAwayError:
             return self._place_alone(admit)
+        except asyncio.CancelledError:
+            # The client has left. The router may have admitted its request all the same.
+            self._cancel_later(admit.request_id)
+            raise
         if isinstance(reply, Placed):
             link = self._links.get(reply.engine_id)
             if link is not None and link.is_up:
@@ -104,6 +109,11 @@ class FleetView:
             await self._router.call(Cancel(request_id), timeout_s=self._admit_timeout_s)
         except RouterAwayError:
             logger.debug("Request %s could not be cancelled at the router", request_id)
+
+    def _cancel_later(self, request_id: str) -> None:
+        task = asyncio.create_task(self.cancel(request_id), name="late cancel")
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
 
     def closed(self, engine_id: str) -> None:
         """A request this gateway had on ``engine_id`` has ended."""

@@ -85,12 +85,12 @@ class ListeningEngineCore(EngineCoreProc):
         self.card = self._make_card(input_end, output_end)
         ready_event.set()
         decode_request = MsgpackDecoder(EngineCoreRequest).decode
-        decode = MsgpackDecoder().decode
+        decode_ids = MsgpackDecoder(list[str]).decode
         while True:
             if requests.poll(POLL_MS):
                 kind, *frames = requests.recv_multipart(copy=False)
                 try:
-                    self._take_input(kind.bytes, frames, decode_request, decode)
+                    self._take_input(kind.bytes, frames, decode_request, decode_ids)
                 except Exception:
                     logger.exception("A client's message could not be read and was dropped")
                 if requests.poll(0):
@@ -113,7 +113,9 @@ class ListeningEngineCore(EngineCoreProc):
             frames = encode(outputs) if isinstance(outputs, EngineCoreOutputs) else [outputs]
             self._outputs.send_multipart([wire.client_identity(client_index), *frames], copy=False)
 
-    def _take_input(self, kind: bytes, frames: list[Any], decode_request: Any, decode: Any) -> None:
+    def _take_input(
+        self, kind: bytes, frames: list[Any], decode_request: Any, decode_ids: Any
+    ) -> None:
         if kind == HEARTBEAT:
             client_index = int.from_bytes(frames[0].bytes, "little")
             self._heard_s[client_index] = time.monotonic()
@@ -123,21 +125,24 @@ class ListeningEngineCore(EngineCoreProc):
             exchange = msgspec.msgpack.decode(frames[0].buffer, type=Exchange)
             self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, exchange))
             return
-        request_type = EngineCoreRequestType(kind)
-        if request_type is EngineCoreRequestType.ADD:
-            request = decode_request(frames)
-            self._heard_s.setdefault(request.client_index, time.monotonic())
-            try:
-                item = self.preprocess_add_request(request)
-            except Exception:  # noqa: BLE001  (whatever it is, it is this one request's)
-                self._handle_request_preproc_error(request)
-                return
-            self.input_queue.put_nowait((request_type, item))
+        if kind == EngineCoreRequestType.ADD.value:
+            self._take_request(decode_request(frames))
+        elif kind == EngineCoreRequestType.ABORT.value:
+            request_ids = decode_ids(frames)
+            self.aborts_queue.put_nowait(request_ids)
+            self.input_queue.put_nowait((EngineCoreRequestType.ABORT, request_ids))
+        else:
+            # What else vLLM's core understands is for its own frontend, not for whoever connects.
+            logger.warning("A message of the unknown kind %r was dropped", kind)
+
+    def _take_request(self, request: EngineCoreRequest) -> None:
+        self._heard_s.setdefault(request.client_index, time.monotonic())
+        try:
+            item = self.preprocess_add_request(request)
+        except Exception:  # noqa: BLE001  (whatever it is, it is this one request's)
+            self._handle_request_preproc_error(request)
             return
-        item = decode(frames)
-        if request_type is EngineCoreRequestType.ABORT:
-            self.aborts_queue.put_nowait(item)
-        self.input_queue.put_nowait((request_type, item))
+        self.input_queue.put_nowait((EngineCoreRequestType.ADD, item))
 
     def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
         if isinstance(request, Exchange):

@@ -4,7 +4,6 @@ On a cluster that already runs, use `serve deploy serve_config.yaml` instead.
 """
 
 import signal
-import threading
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from app.config_file import ServeConfig, read_serve_config
-from app.deploy_watch import DeployWatcher, tell, wait_until_served
+from app.deploy_watch import DeployWatcher, tell, wait_until_served, watch_while_served
 from app.devices import has_cuda
 from app.errors import DeployFailedError, PortInUseError, UsageError
 from app.local_cluster import HOST, local_cluster
@@ -62,7 +61,7 @@ def run(options: Namespace) -> int:
         _stop_on_signals()
         _deploy(config.args, host, port, started_s)
         _say_ready(config, host, port, dashboard_url, time.monotonic() - started_s)
-        threading.Event().wait()
+        watch_while_served(host, port, started_s)
     return 0
 
 
