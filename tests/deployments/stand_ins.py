@@ -7,6 +7,7 @@ its peers see it die.
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -33,6 +34,8 @@ from deployments.messages import (
 from deployments.wire import Endpoint, RpcServer
 
 HOST = "127.0.0.1"
+ENGINE_PROGRAM = "tests.deployments.engine_program"
+ROOT = str(Path(__file__).parents[2])  # where a process has to look to find that
 T = TypeVar("T")
 PATIENCE_S = 30.0  # for what takes milliseconds: a shared machine may pause for long
 
