@@ -56,8 +56,8 @@ def _environment(run_folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # This machine alone: Ray then uses 127.0.0.1 for itself instead of the machine's address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # A neighbour that fills the memory for a moment must not cost us half of the application: Ray
-        # would pick its victims here; the kernel picks the process that is really large.
+        # A neighbour that fills the memory for a moment must not cost us half of the application:
+        # Ray would pick its victims here; the kernel picks the process that is really large.
         "RAY_memory_monitor_refresh_ms": "0",
         # HAProxy in front, written in C, instead of Serve's own proxy.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

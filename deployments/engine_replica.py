@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import zmq
 import zmq.asyncio
-from ray.serve.handle import DeploymentHandle
 
 from deployments import wire
 from deployments.engine_order import (
@@ -31,7 +30,7 @@ from deployments.engine_process import EngineProcess
 from deployments.errors import EngineStalledError, RouterAwayError
 from deployments.messages import EngineCard, Join, Leave, Orders, Report
 from deployments.node import new_engine_id, node_address
-from deployments.router_link import RouterLink
+from deployments.router_link import RouterHandle, RouterLink
 from scheduler.reports import EngineProgress
 
 logger = logging.getLogger("ray.serve")
@@ -46,7 +45,7 @@ class EngineReplica:
 
     def __init__(
         self,
-        router: DeploymentHandle,
+        router: RouterHandle,
         engine_args: Mapping[str, Any],
         engine_env: Mapping[str, str],
         exchange_s: float,
@@ -74,7 +73,7 @@ class EngineReplica:
         self._process = EngineProcess(order, {**self._engine_env, "VLLM_HOST_IP": host})
         card = await self._process.ready()
         self._line = EngineLine(card)
-        await self._line.open()
+        await self._line.open(self._process.check_alive)
         await self._router.connect()
         self._last_progress_s = time.monotonic()
         self._life = asyncio.create_task(self._exchange_forever(card, self._line), name="exchange")
@@ -153,9 +152,10 @@ class EngineLine:
         self._decode = msgspec.msgpack.Decoder(EngineProgress).decode
         self._unanswered = False
 
-    async def open(self) -> None:
-        """Returns once both ways are proven to work."""
+    async def open(self, check_alive: Callable[[], None]) -> None:
+        """Returns once both ways are proven to work; raises what ``check_alive`` raises."""
         while True:
+            check_alive()
             await self._input.send_multipart([HEARTBEAT, REPLICA_CLIENT.to_bytes(8, "little")])
             try:
                 async with asyncio.timeout(KNOCK_S):

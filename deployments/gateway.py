@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import REGISTRY
-from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.node import new_client_index
-from deployments.router_link import RouterLink
+from deployments.router_link import RouterHandle, RouterLink
 from ops.metrics.fleet_collector import FleetCollector
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
@@ -54,12 +53,12 @@ class Gateway:
 
     def __init__(
         self,
-        router: DeploymentHandle,
+        router: RouterHandle,
         engine_args: Mapping[str, Any],
         api_args: Mapping[str, Any],
         edge: Edge,
         admit_timeout_s: float,
-        engines: DeploymentHandle | None = None,
+        engines: object | None = None,
     ) -> None:
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
         self._edge = edge
