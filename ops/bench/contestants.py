@@ -46,9 +46,9 @@ def baseline_command(args: AppArgs) -> ServerCommand:
 
 
 def note(command: ServerCommand) -> str:
-    """What a server ran with, as one would type it."""
+    """What a server ran with, as one would type it; the home folder is left to the reader."""
     environment = [f"{name}={value}" for name, value in command.environment.items()]
-    return " ".join([*environment, *command.argv[1:]])
+    return " ".join([*environment, "python", *command.argv[1:]]).replace(str(Path.home()), "~")
 
 
 def _without(values: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:

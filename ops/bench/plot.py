@@ -37,8 +37,12 @@ def _bars(panel: Any, title: str, labels: Sequence[str], values: Sequence[Sequen
     for index, (heights, colour) in enumerate(zip(values, COLOURS, strict=True)):
         at = [position + (index - 0.5) * width for position in range(len(labels))]
         bars = panel.bar(at, heights, width, color=colour)
-        panel.bar_label(bars, fmt="{:.3g}", padding=2, fontsize=8)
+        panel.bar_label(bars, fmt=_label, padding=2, fontsize=8)
     panel.set_title(title, fontsize=10)
     panel.set_xticks(range(len(labels)), labels)
     panel.margins(y=0.15)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import msgspec
@@ -65,6 +65,9 @@ class SteppedEngine:
             self._process.stdin.write(msgspec.json.encode(message) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
+            # What could not be sent would be tried again on leaving, and that error hide this one.
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
             raise EngineFailedError(self._mode, self._last_words()) from None
 
     def _last_words(self) -> str:
@@ -89,18 +92,19 @@ def stepped_engine(
         **engine_environment(settings, on_cuda=on_cuda, num_cores=os.cpu_count() or 1),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
             [sys.executable, "-m", MODULE],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-        )
+        ) as process,
+    ):
         try:
             engine = SteppedEngine(mode, process, log)
             engine.tell(given)
             yield engine
         finally:
             process.kill()
-            process.wait()
