@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
+from app.edge.leaving import LeavingClientsMiddleware
 from app.edge.limits import BodyLimitMiddleware
 from app.edge.routes import KnownRoutesMiddleware
 from app.tenants import TenantDirectory
@@ -33,7 +34,8 @@ class HttpEdge:
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
         # Around the app, not in it: vLLM has closed its own list of middlewares by now.
-        known = KnownRoutesMiddleware(app, app.router.routes)
+        leaving = LeavingClientsMiddleware(app)
+        known = KnownRoutesMiddleware(leaving, app.router.routes)
         identified = IdentityMiddleware(known, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
 
