@@ -49,8 +49,9 @@ class EngineProgress(msgspec.Struct, array_like=True, frozen=True):
     """What changed in one engine since its last report, and where it stands.
 
     ``live`` holds the requests that moved since the last report, all of them when ``is_full``.
-    ``tenant_service`` (only when ``is_full``) is ``{tenant: (prompt tokens, output tokens)}`` processed
-    since the engine started, live and finished: what a new Router rebuilds its counters from.
+    ``tenant_service`` (only when ``is_full``) is ``{tenant: (prompt tokens, output tokens)}``
+    processed since the engine started, live and finished: what a new Router rebuilds its counters
+    from.
     """
 
     step: int

@@ -125,7 +125,7 @@ class VirtualTokenCounter:
         served = account.served + self._service.units(tokens.prompt, tokens.output) / account.weight
         account.served = max(account.lifted_to, served)
 
-    def rerank(self, now_s: float) -> None:  # noqa: ARG002 - service is this policy's clock
+    def rerank(self, now_s: float) -> None:  # service is this policy's clock
         self._groups.update(
             {tenant: account.counter for tenant, account in self._backlogged.items()}
         )
