@@ -12,12 +12,12 @@ plain server would pay for it. The order turns round with every repeat, so that 
 grows slower or faster favours nobody. The physical ceiling of throughput is the baseline's: there
 is no less work than that for the same engine.
 
-With `--replicas` above 1 the baseline is still one engine.
-
-`ttft_p50_delta_ms` is at one stream. Keys of the JSON beside CONTRACT.md's: `throughput_ratio_per_repeat`;
-`tokens_per_event` (`tbt_ms` counts tokens of one event as 0 apart); `memory_mb` of each server by process, taken
-under load; `outputs_equal`, whether both gave the same tokens at one stream; `outputs_equal_share`,
-the same at all streams, where another batch may round otherwise; `baseline_note`; `workload`.
+With `--replicas` above 1 the baseline is still one engine. `ttft_p50_delta_ms` is at one stream.
+Keys of the JSON beside CONTRACT.md's: `throughput_ratio_per_repeat`; `tokens_per_event` (`tbt_ms`
+counts tokens of one event as 0 apart); `memory_mb` of each server by process, taken right after
+the load of all streams; `outputs_equal`, whether both gave the same tokens at one stream;
+`outputs_equal_share`, the same at all streams, where another batch may round otherwise;
+`baseline_note`; `workload`.
 """
 
 from argparse import ArgumentParser, Namespace
