@@ -1,0 +1,117 @@
+"""The application as Serve gets it: which deployments, how many, and what each is told."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from ray import cloudpickle
+from ray.serve import Deployment
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.build_app import build_app
+
+from app.build import build, new_fleet
+from app.settings import AppArgs, FairnessSettings
+from scheduler.admission import AdmitRequest, EngineCapacity
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def deployments(args: AppArgs) -> dict[str, Deployment]:
+    """The application's deployments by name, as Serve takes it apart."""
+    application = build_app(build(args), name="fastswitch")
+    assert application.ingress_deployment_name == "Gateway"
+    return {deployment.name: deployment for deployment in application.deployments}
+
+
+def test_an_application_is_a_router_engines_and_gateways(model: str) -> None:
+    """As many of each as the settings say; there is one router."""
+    made = deployments(AppArgs(model=model, device="cpu", replicas=3, gateways=2))
+
+    numbers = {name: deployment.num_replicas for name, deployment in made.items()}
+    assert numbers == {"Router": 1, "Engine": 3, "Gateway": 2}
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cpu", 0), ("cuda", 2)])
+def test_an_engine_takes_the_gpus_of_its_model(model: str, device: Any, num_gpus: int) -> None:
+    """None on the CPU; nobody else takes any, and nobody reserves cores."""
+    made = deployments(AppArgs(model=model, device=device, tensor_parallel_size=2))
+
+    gpus = {name: each.ray_actor_options["num_gpus"] for name, each in made.items()}
+    assert gpus == {"Router": 0, "Engine": num_gpus, "Gateway": 0}
+    assert {each.ray_actor_options["num_cpus"] for each in made.values()} == {0}
+
+
+def test_nothing_queues_in_front_of_the_engines(model: str) -> None:
+    """They queue by priority; Serve's own queues never fill up before."""
+    made = deployments(AppArgs(model=model, device="cpu"))
+    assert all(each.max_ongoing_requests >= 1_000_000 for each in made.values())
+
+
+def test_gateway_and_engines_agree_about_the_engine(model: str) -> None:
+    """A gateway builds vLLM's configuration from the same arguments as the engines."""
+    made = deployments(AppArgs(model=model, device="cpu", max_queued_requests=5))
+    engine, gateway = (made[name].init_kwargs["engine_args"] for name in ("Engine", "Gateway"))
+
+    assert gateway == {**engine, "max_num_queued_reqs": 5}
+    assert engine["model"] == model
+
+
+def test_settings_reach_whom_they_are_for(model: str) -> None:
+    """Each part gets the values it needs, under its own names for them."""
+    args = AppArgs(
+        model=model,
+        device="cpu",
+        api_args={"enable_auto_tool_choice": False},
+        admit_timeout_s=0.5,
+        exchange_s=0.2,
+        peer_host="127.0.0.1",
+    )
+    made = {name: each.init_kwargs for name, each in deployments(args).items()}
+
+    assert made["Router"]["host"] == made["Engine"]["host"] == "127.0.0.1"
+    assert made["Engine"]["exchange_s"] == 0.2
+    assert made["Gateway"]["admit_timeout_s"] == 0.5
+    assert made["Gateway"]["api_args"] == {"enable_auto_tool_choice": False}
+
+
+def test_all_that_a_replica_gets_can_be_sent_to_it(model: str) -> None:
+    """Classes, settings and factories cross processes; handles are Serve's own affair."""
+    for each in deployments(AppArgs(model=model, device="cpu")).values():
+        settings = {
+            name: value
+            for name, value in each.init_kwargs.items()
+            if name not in ("router", "engines")
+        }
+        sent = cloudpickle.dumps((each.func_or_class, settings))
+        cls, received = pickle.loads(sent)  # noqa: S301 - our own bytes
+        assert cls.__name__ == each.name.replace("Engine", "EngineReplica")
+        assert received.keys() == settings.keys()
+
+
+def test_serve_checks_the_settings_before_it_builds(model: str) -> None:
+    """``serve deploy`` hands over plain values: they become settings, or an error says why not."""
+    built = call_user_app_builder_with_args_if_necessary(
+        build, {"model": model, "device": "cpu", "replicas": 4}
+    )
+    made = {each.name: each for each in build_app(built, name="fastswitch").deployments}
+    assert made["Engine"].num_replicas == 4
+
+    with pytest.raises(ValidationError, match="replica"):
+        call_user_app_builder_with_args_if_necessary(build, {"replica": 4})
+
+
+def test_fairness_settings_make_the_fleet() -> None:
+    """Weights of tokens and the quantum are in force in a new router."""
+    fleet = new_fleet(FairnessSettings(input_weight=3.0, output_weight=5.0))
+    fleet.join("engine-a", EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16))
+    fleet.admit(AdmitRequest("r1", "acme", None, 10, 10, 0.0))
+
+    snapshot: Any = fleet.snapshot()
+    assert snapshot["policy"] == "vtc"
+    assert snapshot["engines"]["engine-a"]["load"] == 10 * 3.0 + 10 * 5.0
