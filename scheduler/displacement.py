@@ -3,7 +3,7 @@
 A waiting request displaces a running one only if its priority number is strictly lower, only as
 far as it lacks a sequence slot or KV blocks, and only if it then fits; the worst ranked goes
 first. A prefill that would leave it no tokens of the step is held for that step instead: that
-copies nothing. vLLM has no such step of its own: it preempts only for requests that run already.
+copies nothing. Where even the running lack blocks, the worst ranked leaves for them too.
 """
 
 import heapq
@@ -38,7 +38,7 @@ class WaitingRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunningRequest:
-    """What a running request holds, and takes in this step."""
+    """What a running request holds, and what it takes in this step."""
 
     request_id: str
     priority: int
@@ -49,8 +49,12 @@ class RunningRequest:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is free before anything of this step is scheduled."""
+    """What this step leaves once the running requests have what they ask for.
 
+    Tokens and blocks can be below zero: then not even they get it all.
+    """
+
+    num_running: int
     num_slots: int
     num_blocks: int
     num_tokens: int
@@ -69,13 +73,15 @@ NO_DISPLACEMENT = Displacement()
 
 
 def choose_displaced(
-    waiting: Iterable[WaitingRequest], running: Sequence[RunningRequest], room: Room
+    waiting: Iterable[WaitingRequest], running: Iterable[RunningRequest], room: Room
 ) -> Displacement:
-    """Who makes way. ``waiting`` in the order of admission, ``running`` from best rank to worst.
+    """Who makes way. ``waiting`` in the order of admission, ``running`` from worst rank to best.
 
-    ``waiting`` is read only as far as it outranks somebody and fits.
+    Both are read only as far as needed: ``waiting`` while it outranks somebody and fits,
+    ``running`` while it is outranked and in the way.
     """
     choice = _Choice(running, room)
+    choice.cover_shortage()
     for request in waiting:
         if not choice.has_outranked_by(request) or not choice.admit(request):
             break
@@ -117,29 +123,35 @@ class _FreedBlocks:
 class _Choice:
     """The step as chosen so far: who has gone, who is held, and what that leaves.
 
-    ``_num_tokens`` counts what the running requests ask for, so it can be below zero.
+    ``_seen`` is what has been read of ``running``, worst first.
     """
 
-    def __init__(self, running: Sequence[RunningRequest], room: Room) -> None:
-        self._running = running
-        self._gone: dict[str, RunningRequest] = {}
-        self._held: dict[str, RunningRequest] = {}
+    def __init__(self, running: Iterable[RunningRequest], room: Room) -> None:
+        self._unseen = iter(running)
+        self._seen: list[RunningRequest] = []
+        self._gone: set[str] = set()
+        self._held: set[str] = set()
         self._freed = _FreedBlocks()
         self._watermark_blocks = room.watermark_blocks
-        self._num_admitted = 0
+        self._num_beside = room.num_running  # that run, or will
         self._num_slots = room.num_slots
-        self._num_blocks = room.num_blocks - sum(one.num_growth_blocks for one in running)
-        self._num_tokens = room.num_tokens - sum(one.num_tokens for one in running)
+        self._num_blocks = room.num_blocks
+        self._num_tokens = room.num_tokens
 
     @property
     def displacement(self) -> Displacement:
-        worst_first = [one.request_id for one in reversed(self._running)]
+        names = [one.request_id for one in self._seen]
         return Displacement(
-            victims=tuple(name for name in worst_first if name in self._gone),
-            held=tuple(
-                name for name in worst_first if name in self._held and name not in self._gone
-            ),
+            victims=tuple(name for name in names if name in self._gone),
+            held=tuple(name for name in names if name in self._held - self._gone),
         )
+
+    def cover_shortage(self) -> None:
+        """Send the worst ranked away until the rest have the blocks that they ask for."""
+        for one in self._worst_first():
+            if self._num_blocks + self._freed.count >= 0 or self._num_beside <= 1:
+                return
+            self._send_away(one)
 
     def has_outranked_by(self, request: WaitingRequest) -> bool:
         return next(self._outranked_by(request), None) is not None
@@ -153,7 +165,7 @@ class _Choice:
             for one in gone:
                 self._bring_back(one)
             return False
-        self._num_admitted += 1
+        self._num_beside += 1
         self._num_slots -= 1
         self._num_blocks -= request.num_blocks
         self._num_tokens -= min(self._num_tokens, request.num_tokens)
@@ -161,31 +173,44 @@ class _Choice:
 
     def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         """Those still running that make way for ``request``, worst first."""
-        for one in reversed(self._running):
+        for one in self._worst_first():
             if one.priority <= request.priority:
                 return
             if one.request_id not in self._gone:
                 yield one
 
+    def _worst_first(self) -> Iterator[RunningRequest]:
+        yield from self._seen
+        for one in self._unseen:
+            self._seen.append(one)
+            yield one
+
     def _has_slot_and_blocks(self, request: WaitingRequest) -> bool:
-        is_alone = len(self._gone) == len(self._running) and not self._num_admitted
-        num_needed = request.num_blocks + (0 if is_alone else self._watermark_blocks)
-        return self._num_slots > 0 and num_needed <= self._num_blocks + self._freed.count
+        return self._num_slots > 0 and self._num_lacking_blocks(request) <= 0
+
+    def _num_lacking_blocks(self, request: WaitingRequest) -> int:
+        watermark = self._watermark_blocks if self._num_beside else 0
+        return request.num_blocks + watermark - self._num_blocks - self._freed.count
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
-        outranked = list(self._outranked_by(request))
-        num_reachable = self._num_blocks + self._freed.count
-        num_reachable += sum(len(one.blocks) + one.num_growth_blocks for one in outranked)
-        if request.num_blocks > num_reachable:
-            return []  # spares walking all their blocks, step after step, for one that is too big
+        if self._is_out_of_reach(request):
+            return []
         gone = []
-        for one in outranked:
+        for one in self._outranked_by(request):
             if self._has_slot_and_blocks(request):
                 break
             self._send_away(one)
             gone.append(one)
         # A small one may have gone in vain before a big one made the room alone.
         return [one for one in reversed(gone) if not self._can_spare(one, request)]
+
+    def _is_out_of_reach(self, request: WaitingRequest) -> bool:
+        """Whether no displacement could make room: a cheap answer for one that waits for long."""
+        num_lacking = self._num_lacking_blocks(request) - self._watermark_blocks
+        if num_lacking <= 0:
+            return False
+        outranked = self._outranked_by(request)
+        return num_lacking > sum(len(one.blocks) + one.num_growth_blocks for one in outranked)
 
     def _can_spare(self, one: RunningRequest, request: WaitingRequest) -> bool:
         self._bring_back(one)
@@ -201,26 +226,28 @@ class _Choice:
                 break
             is_prefill = one.num_tokens > 1  # a decode takes one token: holding it gains nothing
             if is_prefill and one.request_id not in self._held:
-                self._held[one.request_id] = one
+                self._held.add(one.request_id)
                 self._num_tokens += one.num_tokens
                 held.append(one)
         return held
 
     def _release(self, one: RunningRequest) -> None:
-        del self._held[one.request_id]
+        self._held.remove(one.request_id)
         self._num_tokens -= one.num_tokens
 
     def _send_away(self, one: RunningRequest) -> None:
-        self._gone[one.request_id] = one
+        self._gone.add(one.request_id)
         self._freed.add(one.blocks)
+        self._num_beside -= 1
         self._num_slots += 1
         self._num_blocks += one.num_growth_blocks
         if one.request_id not in self._held:
             self._num_tokens += one.num_tokens
 
     def _bring_back(self, one: RunningRequest) -> None:
-        del self._gone[one.request_id]
+        self._gone.remove(one.request_id)
         self._freed.remove(one.blocks)
+        self._num_beside += 1
         self._num_slots -= 1
         self._num_blocks -= one.num_growth_blocks
         if one.request_id not in self._held:

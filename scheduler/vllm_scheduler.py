@@ -9,7 +9,7 @@ of it happens at the edges of vLLM's own methods; each private name leaned on is
 
 import heapq
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,8 +74,9 @@ class KVKeeper(Protocol):
 class FastSwitchScheduler(Scheduler):
     """vLLM's scheduler with live priorities, displacement and swaps.
 
-    ``running`` is kept from best rank to worst whenever a step is scheduled, so that vLLM's own
-    loop spends the step's tokens and blocks on the better ranked first.
+    Whenever a step is scheduled, ``running`` has decodes before prefills and each from best rank
+    to worst: vLLM's own loop spends the step's tokens in that order, so no prefill, however well
+    ranked, makes the others' streams pause (a decode takes one token).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,7 +89,8 @@ class FastSwitchScheduler(Scheduler):
         )
         self._progress = ProgressTracker()
         self._new_priorities: dict[str, int] = {}
-        self._is_running_ranked = True
+        self._is_running_in_order = True
+        self._block_sizes = [manager.block_size for manager in self._managers]
         self._num_preemptions = 0
         self._num_fallbacks = 0
 
@@ -141,11 +143,11 @@ class FastSwitchScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:  # noqa: FBT001, FBT002
         self._apply_priorities()
-        self._rank_running()
+        self._order_running()
         self._make_way()
         output = super().schedule(throttle_prefills)
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
-            self._is_running_ranked = False
+            self._is_running_in_order = False
         self._count_recomputed(output)
         return output
 
@@ -208,21 +210,22 @@ class FastSwitchScheduler(Scheduler):
     # --- priorities and displacement ----------------------------------------------------------
 
     def _apply_priorities(self) -> None:
-        if not self._new_priorities:
-            return
         new_priorities, self._new_priorities = self._new_priorities, {}
+        is_anybody_moved = False
         for request_id, priority in new_priorities.items():
             request = self.requests.get(request_id)
-            if request is not None:
+            if request is not None and request.priority != priority:
                 request.priority = priority
-        heapq.heapify(self.waiting._heap)
-        heapq.heapify(self.kv_holding_waiting._heap)
-        self._is_running_ranked = False
+                is_anybody_moved = True
+        if is_anybody_moved:
+            heapq.heapify(self.waiting._heap)
+            heapq.heapify(self.kv_holding_waiting._heap)
+            self._is_running_in_order = False
 
-    def _rank_running(self) -> None:
-        if not self._is_running_ranked:
-            self.running.sort(key=_rank)
-            self._is_running_ranked = True
+    def _order_running(self) -> None:
+        if not self._is_running_in_order or self._inflight_prefills:
+            self.running.sort(key=_turn)
+            self._is_running_in_order = True
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
@@ -234,21 +237,36 @@ class FastSwitchScheduler(Scheduler):
             self.requests[request_id].next_decode_eligible_step = self.current_step + 2
 
     def _choose_displaced(self) -> Displacement:
-        if not self._is_anybody_outranked():
+        is_anybody_outranked = self._is_anybody_outranked()
+        if not is_anybody_outranked and not self._may_lack_blocks():
             return NO_DISPLACEMENT
+        worst_first = sorted(self.running, key=_rank, reverse=True)
         return choose_displaced(
-            self._describe_waiting(),
-            [self._describe_running(request) for request in self.running],
+            self._describe_waiting() if is_anybody_outranked else (),
+            map(self._describe_running, worst_first),
             self._room(),
         )
 
     def _is_anybody_outranked(self) -> bool:
-        """Whether a waiting request outranks a running one; nothing else is done in most steps."""
-        if not self.running or self._pause_state is not PauseState.UNPAUSED:
+        """Whether a waiting request outranks a running one: in most steps, nobody does."""
+        if self._pause_state is not PauseState.UNPAUSED:
             return False
-        worst = self.running[-1].priority
-        queues = (self.waiting._heap, self.kv_holding_waiting._heap)
-        return any(heap and heap[0].priority < worst for heap in queues)
+        heaps = [queue._heap for queue in (self.waiting, self.kv_holding_waiting) if queue._heap]
+        if not heaps or not self.running:
+            return False
+        worst = max(request.priority for request in self.running)
+        return any(heap[0].priority < worst for heap in heaps)
+
+    def _may_lack_blocks(self) -> bool:
+        """Whether running requests may want more blocks than are free, and vLLM cannot help.
+
+        Where steps are in flight it does not preempt those that take part in one, and the worst
+        ranked might take part in every one while a better one waits for their blocks.
+        """
+        if not self.defer_block_free:
+            return False
+        most = len(self.running) + cdiv(self._token_budget, min(self._block_sizes))
+        return most > self.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def _leave_running(self, request: Request, *, drop_stale_output: bool = False) -> None:
         self.running.remove(request)
@@ -258,13 +276,19 @@ class FastSwitchScheduler(Scheduler):
 
     def _room(self) -> Room:
         num_active = len(self.running) + self.num_waiting_for_streaming_input
-        num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        num_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         # Given up, but a step in flight still writes them: theirs by the step after this one.
-        num_soon_free = sum(len(blocks) for _, blocks in self.deferred_frees)
+        num_blocks += sum(len(blocks) for _, blocks in self.deferred_frees)
+        num_tokens = self._token_budget
+        for request in self.running:
+            num_wanted = self._num_wanted_tokens(request)
+            num_tokens -= num_wanted
+            num_blocks -= self._num_growth_blocks(request, num_wanted)
         return Room(
+            num_running=len(self.running),
             num_slots=self.max_num_active_reqs - num_active,
-            num_blocks=num_free + num_soon_free,
-            num_tokens=self._token_budget,
+            num_blocks=num_blocks,
+            num_tokens=num_tokens,
             watermark_blocks=self.kv_cache_manager.watermark_blocks,
         )
 
@@ -273,17 +297,30 @@ class FastSwitchScheduler(Scheduler):
         return min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
 
     def _describe_running(self, request: Request) -> RunningRequest:
-        num_left = request.num_tokens + request.num_output_placeholders
-        num_tokens = self._step_tokens(num_left - request.num_computed_tokens)
-        end = request.num_computed_tokens + num_tokens
-        blocks, num_growth_blocks = [], 0
-        for manager in self.kv_cache_manager.coordinator.single_type_managers:
-            held = manager.req_to_blocks.get(request.request_id, ())
-            blocks += held
-            num_growth_blocks += max(cdiv(end, manager.block_size) - len(held), 0)
+        num_wanted = self._num_wanted_tokens(request)
+        tables = [manager.req_to_blocks[request.request_id] for manager in self._managers]
         return RunningRequest(
-            request.request_id, request.priority, blocks, num_growth_blocks, num_tokens
+            request.request_id,
+            request.priority,
+            list(chain.from_iterable(tables)),
+            self._num_growth_blocks(request, num_wanted),
+            num_wanted,
         )
+
+    @property
+    def _managers(self) -> Sequence[Any]:
+        return self.kv_cache_manager.coordinator.single_type_managers
+
+    def _num_wanted_tokens(self, request: Request) -> int:
+        """How many tokens a running request takes of a step; asked of all that run, so quick."""
+        if not request.is_prefill_chunk:
+            return 1
+        return self._step_tokens(request.num_tokens - request.num_computed_tokens)
+
+    def _num_growth_blocks(self, request: Request, num_wanted_tokens: int) -> int:
+        begin = request.num_computed_tokens
+        end = begin + num_wanted_tokens
+        return sum(cdiv(end, size) - cdiv(begin, size) for size in self._block_sizes)
 
     def _describe_waiting(self) -> Iterator[WaitingRequest]:
         """Those that vLLM could admit in this step, in its order: block holders come first."""
@@ -292,24 +329,21 @@ class FastSwitchScheduler(Scheduler):
                 yield self._describe_one_waiting(request)
 
     def _describe_one_waiting(self, request: Request) -> WaitingRequest:
-        manager = self.kv_cache_manager
-        cached, num_cached = manager.empty_kv_cache_blocks, 0
-        if request.num_computed_tokens == 0:
-            cached, num_cached, *_ = self._get_local_prefix_cache_hit(request)
-        num_left = request.num_tokens - request.num_computed_tokens - num_cached
-        if self.connector is not None and request.num_computed_tokens == 0:
-            num_left -= self.connector.get_num_new_matched_tokens(request, num_cached)[0] or 0
+        cached, num_computed = self._computed_already(request)
+        num_left = request.num_tokens - num_computed
+        if self._keeper is not None:
+            num_left -= self.connector.get_num_new_matched_tokens(request, num_computed)[0]
         num_tokens = self._step_tokens(num_left)
         end = request.num_tokens
         if not self.scheduler_reserve_full_isl:
             end -= num_left - num_tokens
-        num_blocks = manager.coordinator.get_num_blocks_to_allocate(
+        num_blocks = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate(
             request_id=request.request_id,
             num_tokens=end,
-            new_computed_blocks=cached.blocks,
+            new_computed_blocks=cached,
             num_encoder_tokens=0,
-            total_computed_tokens=num_cached + request.num_computed_tokens,
-            num_local_computed_tokens=num_cached + request.num_computed_tokens,
+            total_computed_tokens=num_computed,
+            num_local_computed_tokens=num_computed,
             num_tokens_main_model=end,
             apply_admission_cap=True,
         )
@@ -321,10 +355,17 @@ class FastSwitchScheduler(Scheduler):
             min_tokens=1 if self.scheduler_config.enable_chunked_prefill else num_left,
         )
 
+    def _computed_already(self, request: Request) -> tuple[tuple[Sequence[Any], ...], int]:
+        """Blocks of the prefix cache that a waiting request would start from, and how far."""
+        if request.num_computed_tokens:  # it holds its blocks while it waits
+            return self.kv_cache_manager.empty_kv_cache_blocks.blocks, request.num_computed_tokens
+        cached, num_cached, *_ = self._get_local_prefix_cache_hit(request)
+        return cached.blocks, num_cached
+
     def _step_tokens(self, num_left: int) -> int:
         """How many of its tokens a request would take of one step."""
         threshold = self.scheduler_config.long_prefill_token_threshold or num_left
-        return max(min(num_left, threshold, self._token_budget), 0)
+        return min(num_left, threshold, self._token_budget)
 
     def _is_ready(self, request: Request) -> bool:
         """Whether vLLM would admit a waiting request if there were room."""
@@ -389,6 +430,10 @@ class FastSwitchAsyncScheduler(FastSwitchScheduler, AsyncScheduler):
 
 def _rank(request: Request) -> tuple[int, float]:
     return request.priority, request.arrival_time
+
+
+def _turn(request: Request) -> tuple[bool, int, float]:
+    return request.is_prefill_chunk, request.priority, request.arrival_time
 
 
 def _tenant(request: Request) -> str:

@@ -135,7 +135,8 @@ def test_a_high_priority_request_takes_blocks_at_once(engine: Engine, undisturbe
         engine.add(work)
     steps_until(engine, "long-3", num_tokens=5)
     engine.add(Work("high", prompt(random.Random(6), 500), 20, priority=0))
-    prefill_steps = -(-500 // engine.scheduler.max_num_scheduled_tokens)
+    # Each low one that goes on takes a token of every step.
+    prefill_steps = -(-500 // (engine.scheduler.max_num_scheduled_tokens - len(WORKLOADS["long"])))
 
     assert steps_until(engine, "high") <= prefill_steps + 2
 
@@ -156,6 +157,19 @@ def test_a_low_prefill_does_not_eat_a_better_ones_tokens(engine: Engine) -> None
     assert engine.switches().preemptions == 0
     engine.drain()
     assert len(engine.outputs["low"][0]) == 5
+
+
+@on(SMALL_STEPS)
+def test_a_better_ranked_prefill_pauses_no_stream(engine: Engine) -> None:
+    """While a long high prefill takes many steps, a low decode gets its token in each."""
+    engine.add(Work("low", prompt(random.Random(14), 20), 100, priority=5))
+    steps_until(engine, "low", num_tokens=2)
+    engine.add(Work("high", prompt(random.Random(15), 900), 5, priority=0))
+
+    num_steps = steps_until(engine, "high")
+
+    assert num_steps >= 900 // 64
+    assert len(engine.outputs["low"][0]) == 2 + num_steps
 
 
 @on(ROOMY)
