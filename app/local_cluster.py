@@ -56,6 +56,9 @@ def _environment(run_folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # This machine alone: Ray then uses 127.0.0.1 for itself instead of the machine's address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray's workers are batch jobs by default (15): everything else on the machine, the clients
+        # too, would come before the engines.
+        "RAY_worker_niceness": "0",
         # A neighbour that fills the memory for a moment must not cost us half of the application:
         # Ray would pick its victims here; the kernel picks the process that is really large.
         "RAY_memory_monitor_refresh_ms": "0",
@@ -68,7 +71,7 @@ def _environment(run_folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # it passes on some thousand tokens a second at most here
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(
