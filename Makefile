@@ -34,6 +34,6 @@ test:
 
 lint:
 	@scripts/setup.sh --dev
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	@failed=; for check in 'ruff check .' 'ruff format --check .' mypy; do \
+		echo "$$check"; .venv/bin/$$check || failed+=" $${check%% *}"; done; \
+	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
