@@ -29,19 +29,19 @@ def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return min(free, int(limit) - used + int(reclaimable))
 
 
-def check_fits(num_bytes: int, free: int) -> None:
-    """Refuse an allocation that would leave the machine without memory.
+def check_fits(wanted_gib: float, num_bytes: int, free: int) -> None:
+    """Refuse a size that would leave the machine without memory.
+
+    ``num_bytes`` is what ``wanted_gib`` takes of the ``free`` bytes.
 
     Raises:
         HostMemorySizeError: with the size that would fit.
     """
     usable = int(free * (1 - SPARED_SHARE))
     if num_bytes > usable:
-        problem = (
-            f"{free / GIB:.1f} GiB of memory are free on this machine for this worker, "
-            f"so at most {usable / GIB:.1f} fit"
-        )
-        raise HostMemorySizeError(num_bytes / GIB, problem)
+        fitting_gib = wanted_gib * usable / num_bytes
+        problem = f"{free / GIB:.1f} GiB of memory are free here, so at most {fitting_gib:.1f} fit"
+        raise HostMemorySizeError(wanted_gib, problem)
 
 
 def allocate(

@@ -125,8 +125,8 @@ class SwapPlanner:
         if kept:
             self._leaving.extend(kept.host_blocks)
 
-    def drop_copied_from(self, device_blocks: Collection[int]) -> list[str]:
-        """Forget every copy that was made from one of these blocks; whose they were."""
+    def drop_copied_from(self, device_blocks: Collection[int]) -> None:
+        """Forget every copy that was made from one of these blocks."""
         dropped = [
             request_id
             for request_id, kept in self._kept.items()
@@ -134,7 +134,6 @@ class SwapPlanner:
         ]
         for request_id in dropped:
             self.drop(request_id)
-        return dropped
 
     def drop_all(self) -> None:
         for request_id in list(self._kept):

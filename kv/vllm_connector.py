@@ -111,9 +111,9 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         [device_blocks] = block_ids
         return self._planner.swap_out(request_id, device_blocks, num_tokens)
 
-    def drop_copied_from(self, block_ids: Collection[int]) -> list[str]:
-        """Forget every copy that was made from one of these blocks; whose they were."""
-        return self._planner.drop_copied_from(block_ids)
+    def drop_copied_from(self, block_ids: Collection[int]) -> None:
+        """Forget every copy that was made from one of these blocks."""
+        self._planner.drop_copied_from(block_ids)
 
     # --- beside the scheduler: what vLLM asks --------------------------------------------------
 
@@ -171,7 +171,11 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         """
         if not self._num_host_blocks:
             return
-        check_fits(self._num_host_blocks * self._block_bytes, free_bytes())
+        is_pinned = next(iter(kv_caches.values())).is_cuda
+        # Pinned memory is gone at once, so the next worker sees less; other memory only with use.
+        num_workers = 1 if is_pinned else self._vllm_config.parallel_config.world_size
+        num_bytes = num_workers * self._num_host_blocks * self._block_bytes
+        check_fits(self._wanted_gib, num_bytes, free_bytes())
         copier = self._make_copier(kv_caches)
         check_round_trip(
             copier,

@@ -68,7 +68,7 @@ class KVKeeper(Protocol):
         self, request_id: str, block_ids: tuple[list[int], ...], num_tokens: int
     ) -> bool: ...
 
-    def drop_copied_from(self, block_ids: Collection[int]) -> list[str]: ...
+    def drop_copied_from(self, block_ids: Collection[int]) -> None: ...
 
 
 class FastSwitchScheduler(Scheduler):
@@ -145,8 +145,13 @@ class FastSwitchScheduler(Scheduler):
         self._apply_priorities()
         self._order_running()
         self._make_way()
+        has_prefills = bool(self._inflight_prefills)  # one may turn into a decode
         output = super().schedule(throttle_prefills)
-        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+        if (
+            has_prefills
+            or output.scheduled_new_reqs
+            or output.scheduled_cached_reqs.resumed_req_ids
+        ):
             self._is_running_in_order = False
         self._count_recomputed(output)
         return output
@@ -192,7 +197,7 @@ class FastSwitchScheduler(Scheduler):
         invalid_block_ids: set[int],
         num_scheduled_tokens: dict[str, int],
     ) -> set[str]:
-        """A swap-in failed: whoever holds such a block, or bytes copied from it, starts over.
+        """A swap-in failed: whoever may have used such a block starts over or samples again.
 
         vLLM would leave the blocks in the prefix cache and with their holders until one of these
         has written them again, which may take it several steps, or never happen.
@@ -202,10 +207,13 @@ class FastSwitchScheduler(Scheduler):
         holders = [one for one in self.running if not invalid_block_ids.isdisjoint(self._ids(one))]
         for request in holders:
             self._leave_running(request, drop_stale_output=True)
-        swapped_out = self._keeper.drop_copied_from(invalid_block_ids) if self._keeper else []
-        for request_id in swapped_out:
-            self.requests[request_id].drop_stale_output = True
-        return {request.request_id for request in holders}.union(swapped_out)
+        if self._keeper is not None:
+            self._keeper.drop_copied_from(invalid_block_ids)
+        # Preempted since, with output in flight: who held what when it was computed is not known.
+        in_doubt = [one for one in self.waiting._heap if one.num_stale_output_tokens]
+        for request in in_doubt:
+            request.drop_stale_output = True
+        return {request.request_id for request in (*holders, *in_doubt)}
 
     # --- priorities and displacement ----------------------------------------------------------
 
@@ -223,7 +231,7 @@ class FastSwitchScheduler(Scheduler):
             self._is_running_in_order = False
 
     def _order_running(self) -> None:
-        if not self._is_running_in_order or self._inflight_prefills:
+        if not self._is_running_in_order:
             self.running.sort(key=_turn)
             self._is_running_in_order = True
 

@@ -15,7 +15,14 @@ def test_more_than_the_machine_has_is_refused_with_what_fits() -> None:
     with pytest.raises(
         HostMemorySizeError, match=r"host_kv_gib is 64: .*10.0 GiB.*at most 9.5 fit"
     ):
-        check_fits(64 * GIB, free=10 * GIB)
+        check_fits(64, 64 * GIB, free=10 * GIB)
+
+
+def test_what_fits_is_said_in_the_settings_terms() -> None:
+    """A worker that takes half of the setting fits when twice as much is asked for."""
+    check_fits(16, 8 * GIB, free=10 * GIB)
+    with pytest.raises(HostMemorySizeError, match=r"host_kv_gib is 32: .*at most 19.0 fit"):
+        check_fits(32, 16 * GIB, free=10 * GIB)
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_without_host_memory_left_requests_are_recomputed(
     assert engine.progress().host_blocks_used == 0
 
 
-@on(ROOMY, SMALL_STEPS, AHEAD_AND_TIGHT)
+@on(SMALL_STEPS, AHEAD_AND_TIGHT)
 def test_failing_copies_cost_a_recomputation_never_a_token(
     engine: Engine, undisturbed: Outputs, seed: int
 ) -> None:
@@ -286,7 +286,7 @@ def test_an_abort_leaves_nothing_behind(engine: Engine, state: str) -> None:
     assert not engine.scheduler.requests
 
 
-@on(*SETTINGS)
+@on(LITTLE_HOST_MEMORY, AHEAD, AHEAD_AND_TIGHT)
 def test_a_storm_leaves_nobody_stuck_and_nothing_behind(
     engine: Engine, undisturbed: Outputs, seed: int
 ) -> None:
