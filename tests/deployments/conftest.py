@@ -1,0 +1,63 @@
+"""One real engine for all tests of this folder that need one, in its own process."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from app.demo_model import write_demo_model
+from app.engine_settings import engine_args, engine_environment
+from app.settings import AppArgs
+from deployments.engine_order import EngineOrder
+from deployments.engine_process import EngineProcess
+from deployments.errors import EngineStartError
+from deployments.messages import EngineCard
+from tests.deployments.stand_ins import HOST, ROOT
+
+MAX_NUM_SEQS = 4
+MAX_MODEL_LEN = 8192  # long enough for a request that does not end during a test
+KV_GIB = 0.1
+CLIENT_SILENCE_S = 4.0  # gateways say hello every second, and a shared machine may pause
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that a CPU runs at thousands of tokens a second."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_demo_model(folder, "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_settings(tiny_model: Path) -> AppArgs:
+    return AppArgs(
+        model=str(tiny_model),
+        device="cpu",
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=MAX_NUM_SEQS,
+        kv_cache_gib=KV_GIB,
+        host_kv_gib=0.03,
+        engine_args={"enforce_eager": True},
+    )
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    process: EngineProcess
+    card: EngineCard
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(engine_settings: AppArgs) -> AsyncIterator[RunningEngine]:
+    """The running engine; at the end it is asked to stop, and does so by itself."""
+    arguments = engine_args(engine_settings, engine_settings.model, on_cuda=False)
+    environment = engine_environment(engine_settings, on_cuda=False, num_cores=2)
+    order = EngineOrder("engine-real", HOST, arguments, client_silence_s=CLIENT_SILENCE_S)
+    process = EngineProcess(order, {**environment, "PYTHONPATH": ROOT})
+    card = await process.ready()
+    yield RunningEngine(process, card)
+    await process.stop()
+    with pytest.raises(EngineStartError, match="ended with status 0"):
+        process.check_alive()

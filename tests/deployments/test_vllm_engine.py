@@ -1,0 +1,281 @@
+"""The engine process: vLLM's core behind listening sockets, with any number of clients."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+import zmq
+import zmq.asyncio
+from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequestType, FinishReason
+
+from deployments import wire
+from deployments.engine_links import EngineLink
+from deployments.engine_order import EXCHANGE, HEARTBEAT, EngineOrder
+from deployments.engine_process import EngineProcess
+from deployments.engine_replica import EngineLine
+from deployments.errors import EngineStartError
+from scheduler.reports import EngineProgress, FinishedRequest
+from tests.deployments.conftest import (
+    CLIENT_SILENCE_S,
+    KV_GIB,
+    MAX_MODEL_LEN,
+    MAX_NUM_SEQS,
+    RunningEngine,
+)
+from tests.deployments.engine_client import PROMPT, EngineClient
+from tests.deployments.stand_ins import HOST, ROOT, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
+
+ADD, ABORT = EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value
+TOKEN_BYTES = 2 * 2 * 2 * 32 * 4  # K and V, layers, heads, head size, float32
+ENDLESS = MAX_MODEL_LEN - len(PROMPT)  # output tokens: many seconds, and no test waits for it
+
+
+class Watch:
+    """The replica's line to the engine, as a test uses it."""
+
+    def __init__(self, line: EngineLine) -> None:
+        self._line = line
+
+    async def progress(
+        self, priorities: dict[str, int] | None = None, *, is_full: bool = True
+    ) -> EngineProgress:
+        while True:
+            try:
+                return await self._line.exchange(priorities or {}, is_full=is_full)
+            except TimeoutError:
+                continue
+
+    async def live(self) -> set[str]:
+        return {request.request_id for request in (await self.progress()).live}
+
+
+class SilentLink(EngineLink):
+    """A line that says hello until it is up, and then no more."""
+
+    async def _beat(self) -> None:
+        while not self.is_up:
+            await self._input.send_multipart([HEARTBEAT, self._client])
+            await asyncio.sleep(0.01)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def watch(engine: RunningEngine) -> AsyncIterator[Watch]:
+    with closing(EngineLine(engine.card)) as line:
+        await line.open(engine.process.check_alive)
+        yield Watch(line)
+
+
+async def test_the_card_says_what_the_engine_is(engine: RunningEngine) -> None:
+    """How to reach it, what it can hold, and vLLM's own words for a gateway's vLLM."""
+    card = engine.card
+    ready = msgspec.msgpack.decode(card.ready, type=EngineCoreReadyResponse)
+
+    assert (card.engine_id, card.max_num_seqs) == ("engine-real", MAX_NUM_SEQS)
+    assert card.num_blocks == ready.num_gpu_blocks > 0
+    assert card.block_tokens == ready.block_size > 0
+    assert ready.max_model_len == MAX_MODEL_LEN
+
+
+async def test_the_engine_has_the_memory_it_was_given(engine: RunningEngine) -> None:
+    """Whatever the environment says of vLLM's own: the settings hold."""
+    kv_bytes = engine.card.num_blocks * engine.card.block_tokens * TOKEN_BYTES
+    assert 0.9 * KV_GIB * 2**30 < kv_bytes <= KV_GIB * 2**30
+
+
+async def test_a_request_is_answered_token_by_token(engine: RunningEngine) -> None:
+    """As many tokens as were asked for, the same ones each time, and how it ended."""
+    async with EngineClient(engine.card) as client:
+        await client.add("r1", max_tokens=12)
+        assert await client.end_of("r1") is FinishReason.LENGTH
+        await client.add("r2", max_tokens=12)
+        await client.end_of("r2")
+
+        assert len(client.tokens["r1"]) == 12
+        assert client.tokens["r1"] == client.tokens["r2"]
+
+
+async def test_clients_get_their_own_outputs_only(engine: RunningEngine) -> None:
+    """Also when their requests run in the same steps."""
+    async with EngineClient(engine.card) as one, EngineClient(engine.card) as other:
+        for i in range(4):
+            await one.add(f"one-{i}", max_tokens=30)
+            await other.add(f"other-{i}", max_tokens=30)
+        for client, name in ((one, "one"), (other, "other")):
+            for i in range(4):
+                await client.end_of(f"{name}-{i}")
+            assert client.tokens.keys() == {f"{name}-{i}" for i in range(4)}
+            assert all(len(tokens) == 30 for tokens in client.tokens.values())
+
+
+async def test_an_exchange_sets_priorities_and_tells_the_progress(
+    engine: RunningEngine, watch: Watch
+) -> None:
+    """Of the requests that are live, whose they are and how far; of those that ended, how."""
+    async with EngineClient(engine.card) as client:
+        await watch.progress()
+        await client.add("r1", max_tokens=ENDLESS, extra_args={"fastswitch_tenant": "acme"})
+        await until(lambda: client.tokens["r1"])
+        await watch.progress({"r1": 7})
+
+        async with asyncio.timeout(30):
+            while [one.priority for one in (await watch.progress()).live] != [7]:
+                pass
+        [live] = (await watch.progress()).live
+        assert (live.request_id, live.tenant, live.is_running) == ("r1", "acme", True)
+        assert live.prompt_done == live.prompt_tokens == len(PROMPT)
+        assert live.output_done > 0
+
+        await client.abort("r1")
+        finished: list[FinishedRequest] = []
+        async with asyncio.timeout(30):
+            while not finished:
+                finished = (await watch.progress(is_full=False)).finished
+        assert [(one.request_id, one.tenant, one.reason) for one in finished] == [
+            ("r1", "acme", "abort")
+        ]
+
+
+async def test_an_aborted_request_is_gone(engine: RunningEngine, watch: Watch) -> None:
+    """Running or waiting; aborting what never was, or is over, harms nobody."""
+    async with EngineClient(engine.card) as client:
+        names = [f"r{i}" for i in range(MAX_NUM_SEQS + 2)]
+        for name in names:
+            await client.add(name, max_tokens=ENDLESS)
+        await until(lambda: client.tokens["r0"])
+        assert await watch.live() == set(names)
+
+        await client.abort(*names, "never")
+        await client.abort(*names)
+        assert await watch.live() == set()
+        client.ends.update(dict.fromkeys(names, FinishReason.ABORT))
+
+
+async def test_a_silent_clients_requests_are_ended_and_it_is_told(
+    engine: RunningEngine, watch: Watch
+) -> None:
+    """A gateway that died leaves nothing running; one that was only slow sees its requests end."""
+    async with (
+        EngineClient(engine.card) as alive,
+        EngineClient(engine.card, SilentLink) as silent,
+    ):
+        await alive.add("alive", max_tokens=ENDLESS)
+        await silent.add("silent", max_tokens=ENDLESS)
+        await until(lambda: alive.tokens["alive"] and silent.tokens["silent"])
+        assert await watch.live() == {"alive", "silent"}
+
+        assert await silent.end_of("silent") is FinishReason.ABORT
+        assert await watch.live() == {"alive"}
+
+
+async def test_an_engine_that_was_held_up_ends_nobody(engine: RunningEngine, watch: Watch) -> None:
+    """Heartbeats that came while it could not listen count when it listens again."""
+    assert engine.process.pid is not None
+    async with EngineClient(engine.card) as client:
+        await client.add("r1", max_tokens=ENDLESS)
+        await until(lambda: client.tokens["r1"])
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(CLIENT_SILENCE_S + 1)  # what is tested is time that passes
+        finally:
+            os.kill(engine.process.pid, signal.SIGCONT)
+        num_tokens = len(client.tokens["r1"])
+        await until(lambda: len(client.tokens["r1"]) > num_tokens + 100)
+
+        assert await watch.live() == {"r1"}
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [ADD],
+        [ADD, b"\xc1 is no msgpack"],
+        [ADD, msgspec.msgpack.encode(["too", "few", "fields"])],
+        [ADD, msgspec.msgpack.encode({"another": "shape"})],
+        [ABORT],
+        [ABORT, b"\xc1"],
+        [ABORT, msgspec.msgpack.encode(5)],
+        [ABORT, msgspec.msgpack.encode([5])],
+        [HEARTBEAT],
+        [EXCHANGE],
+        [EXCHANGE, b"\xc1"],
+        [EXCHANGE, msgspec.msgpack.encode([1, {"r1": "urgent"}, True])],
+        [b""],
+        [b"no such kind", b"content"],
+        *([kind.value, b"\x90"] for kind in EngineCoreRequestType),
+        [EngineCoreRequestType.UTILITY.value, msgspec.msgpack.encode([0, 1, "sleep", [1]])],
+    ],
+    ids=lambda frames: b"-".join(frames).hex()[:24],
+)
+async def test_what_cannot_be_read_is_dropped(engine: RunningEngine, frames: list[bytes]) -> None:
+    """The engine goes on for everybody else; what is no gateway's business counts as unreadable."""
+    async with EngineClient(engine.card) as client:
+        await client.link.send(frames)
+        await client.add("r1")
+        assert await client.end_of("r1") is FinishReason.LENGTH
+    engine.process.check_alive()
+
+
+async def test_a_request_the_engine_cannot_take_ends_alone(engine: RunningEngine) -> None:
+    """Its client is told that it failed, and others go on."""
+    async with EngineClient(engine.card) as client:
+        bad = msgspec.structs.replace(
+            client.request("bad"), sampling_params=None, pooling_params=None
+        )
+        await client.send(ADD, bad)
+        assert await client.end_of("bad") is FinishReason.ERROR
+
+        await client.add("good")
+        assert await client.end_of("good") is FinishReason.LENGTH
+
+
+async def test_strangers_get_nothing(engine: RunningEngine) -> None:
+    """Without the engine's public key neither requests nor outputs pass."""
+    wrong_key = zmq.curve_keypair()[0].decode()
+    card = msgspec.structs.replace(engine.card, public_key=wrong_key)
+    context = zmq.asyncio.Context.instance()
+    with closing(
+        wire.connect(context, zmq.DEALER, wire.Endpoint(card.output_address, card.public_key))
+    ) as stranger:
+        with closing(stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)) as monitor:
+            await asyncio.wait_for(monitor.recv_multipart(), 30)
+            stranger.disable_monitor()
+        assert not await stranger.poll(0)
+
+
+async def test_an_engine_ends_with_its_parent(tmp_path: Path) -> None:
+    """When the parent's end of its input closes, also while it is still starting."""
+    card_end, child_end = os.pipe()
+    order = EngineOrder("orphan", HOST, {"model": str(tmp_path)}, card_fd=child_end)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deployments.vllm_engine"),
+        stdin=asyncio.subprocess.PIPE,
+        pass_fds=(child_end,),
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    os.close(child_end)
+    await process.communicate(msgspec.json.encode(order) + b"\n")
+    os.close(card_end)
+    assert process.returncode == 0
+
+
+async def test_an_engine_that_cannot_start_gives_vllms_own_reason(tmp_path: Path) -> None:
+    """One sentence that says what was wrong, where the parent finds it."""
+    (tmp_path / "config.json").write_text("{}")
+    process = EngineProcess(
+        EngineOrder("bad", HOST, {"model": str(tmp_path)}), {"PYTHONPATH": ROOT}
+    )
+    with pytest.raises(EngineStartError) as caught:
+        await process.ready()
+
+    assert caught.value.exit_status == 1
+    assert "config.json" in caught.value.reason or "model_type" in caught.value.reason
+    assert "\n" not in str(caught.value)
