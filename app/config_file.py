@@ -37,7 +37,11 @@ def read_serve_config(path: Path, overrides: dict[str, Any]) -> ServeConfig:
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
     if not isinstance(host, str) or not isinstance(port, int):
         raise ConfigFileError(path, "http_options: host is a name or address, port a whole number")
-    return ServeConfig(host, port, parse_args(path, {**_our_args(path, document), **overrides}))
+    ours = _our_args(path, document)
+    if isinstance(ours.get("tenants_file"), str):
+        # Relative to the file that says so: replicas run in folders of Ray's.
+        ours["tenants_file"] = path.resolve().parent / ours["tenants_file"]
+    return ServeConfig(host, port, parse_args(path, {**ours, **overrides}))
 
 
 def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:

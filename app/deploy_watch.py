@@ -4,6 +4,7 @@ Owns the progress lines on standard error and turning Serve's status into a sent
 its replicas do the work; nothing is decided here.
 """
 
+import http.client
 import sys
 import threading
 import time
@@ -21,6 +22,9 @@ HEALTH_REPLY_S = 10.0
 MENDED_WITHIN_S = 300.0  # a replica that Serve starts anew loads its model first
 # The order in which parts can come up: the later ones wait for the earlier.
 PARTS = {"Router": "router", "Engine": "engines", "Gateway": "gateway"}
+
+# A proxy of the environment knows nothing of this machine's own addresses.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DeployWatcher:
@@ -134,10 +138,10 @@ def _health_problem(host: str, port: int) -> str:
     """Why ``/health`` is not well; empty while it is."""
     url = f"http://{host}:{port}/health"
     try:
-        with urllib.request.urlopen(url, timeout=HEALTH_REPLY_S):
+        with _direct.open(url, timeout=HEALTH_REPLY_S):
             return ""
     except urllib.error.HTTPError as error:
         with error:
             return f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}"
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return f"{url} does not answer: {error}"

@@ -25,10 +25,12 @@ LOG_PIECE_BYTES = 2**16
 class EngineProcess:
     """One engine process. Started by ``ready``, which also waits for it."""
 
-    def __init__(self, order: EngineOrder, environment: Mapping[str, str]) -> None:
+    def __init__(self, order: EngineOrder, environment: Mapping[str, str | None]) -> None:
+        """``environment`` is added to this process's own; None takes a variable out."""
         self.engine_id = order.engine_id
         self._order = order
-        self._environment = {**os.environ, **environment}
+        merged = {**os.environ, **environment}
+        self._environment = {name: value for name, value in merged.items() if value is not None}
         self._process: asyncio.subprocess.Process | None = None
         self._log_tail: deque[str] = deque(maxlen=40)
 

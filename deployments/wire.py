@@ -45,6 +45,9 @@ def bind(
     socket = context.socket(kind)
     socket.curve_server = True
     socket.curve_secretkey = secret
+    if kind == zmq.ROUTER:
+        # A client that connects anew before its old connection is seen to close takes it over.
+        socket.router_handover = True
     _prepare(socket)
     port = socket.bind_to_random_port(f"tcp://{host}")
     return socket, Endpoint(f"tcp://{host}:{port}", public.decode())
