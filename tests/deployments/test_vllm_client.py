@@ -1,0 +1,402 @@
+"""The fleet as one engine core: labels, placement, merged outputs, aborts, engines that go."""
+
+import asyncio
+import pickle
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+    FinishReason,
+)
+
+from deployments import engine_links, fleet_view, router_link
+from deployments.fleet_view import FleetView
+from deployments.messages import Admit, Cancel, Placed, Refused
+from deployments.router_link import RouterLink
+from deployments.vllm_client import EngineLostError, FleetClient, _tenant_salt
+from ops.metrics.request_metrics import RequestMetrics
+from ops.metrics.tenant_labels import TenantLabels
+from scheduler.vllm_scheduler import TENANT_ARG
+from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
+
+CLIENT = 7
+ADD, ABORT = EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value
+encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass
+class Caller:
+    tenant: str = "acme"
+    conversation: str | None = None
+
+
+class Gateway:
+    """A fleet client over stand-in engines, and what it has said to its frontend."""
+
+    def __init__(self, router: SteeredRouter, view: FleetView) -> None:
+        self.router, self.view = router, view
+        self.caller = Caller()
+        self.metrics = RequestMetrics("gateway-7", TenantLabels())
+        self.failed: dict[str, Exception] = {}
+        self.client = FleetClient(VllmConfig(), CLIENT, view, lambda: self.caller, self.metrics)
+        self.client.fail_request = self.failed.__setitem__
+
+    async def add(self, request_id: str = "r1", **changes: Any) -> EngineCoreRequest:
+        request = make_request(request_id, **changes)
+        await self.client.add_request_async(request)
+        return request
+
+    def outcomes(self) -> dict[str, float]:
+        """How requests ended, by the metrics, and how many have not."""
+        samples = [sample for metric in self.metrics.collect() for sample in metric.samples]
+        ended = {
+            sample.labels["outcome"]: sample.value
+            for sample in samples
+            if sample.name == "fastswitch_requests_total"
+        }
+        [in_flight] = [
+            sample.value for sample in samples if sample.name == "fastswitch_requests_in_flight"
+        ]
+        return ended if not in_flight else {**ended, "in flight": in_flight}
+
+
+@asynccontextmanager
+async def gateway(*engines: StandInEngine) -> AsyncIterator[Gateway]:
+    """A gateway that reaches these engines; the router places on the first."""
+    with (
+        SteeredRouter(*engines) as router,
+        closing(FleetView(RouterLink(router.handle), CLIENT, PATIENCE_S)) as view,
+    ):
+        made = Gateway(router, view)
+        async with asyncio.timeout(PATIENCE_S):
+            await view.start()
+        await until(lambda: view.num_up == len(engines))
+        router.place_on(engines[0].card.engine_id)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_links, "KNOCK_S", 0.002)
+    monkeypatch.setattr(fleet_view, "DIRECTORY_S", 0.01)
+    monkeypatch.setattr(router_link, "PAUSE_S", 0.002)
+
+
+def make_request(request_id: str = "r1", **changes: Any) -> EngineCoreRequest:
+    request = EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[1, 2, 3],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=5),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    return msgspec.structs.replace(request, **changes)
+
+
+async def received(engine: StandInEngine) -> tuple[bytes, Any]:
+    """The next message's kind and content, the latter as vLLM's engine reads it."""
+    kind, *frames = await engine.received()
+    if kind == ADD:
+        return kind, msgspec.msgpack.decode(frames[0], type=EngineCoreRequest)
+    return kind, msgspec.msgpack.decode(frames[0])
+
+
+def outputs(*request_ids: str, end: FinishReason | None = None) -> bytes:
+    """One step's outputs, a token for each request."""
+    made = [EngineCoreOutput(request_id, [42], finish_reason=end) for request_id in request_ids]
+    return encode(EngineCoreOutputs(outputs=made))
+
+
+async def test_a_request_goes_where_the_router_says() -> None:
+    """In vLLM's own encoding, with the router's priority and this gateway's index."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            gate.router.place_on("engine-b", priority=-4)
+            await gate.add("r1")
+            kind, request = await received(b)
+
+            assert kind == ADD
+            assert (request.request_id, request.prompt_token_ids) == ("r1", [1, 2, 3])
+            assert (request.client_index, request.priority) == (CLIENT, -4)
+            assert a.num_unread == 0
+
+
+async def test_the_router_is_told_what_it_needs() -> None:
+    """Whose request it is, of which conversation, and how large it may become."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            gate.caller = Caller("acme", "talk-1")
+            request = await gate.add("r1")
+
+            assert gate.router.asked(Admit) == [
+                Admit("r1", "acme", "talk-1", 3, 5, request.arrival_time)
+            ]
+            _, sent = await received(engine)
+            assert sent.session_id == "talk-1"
+
+
+async def test_the_engine_learns_the_tenant_from_us_alone() -> None:
+    """A client may pass extra arguments; one that names a tenant is overruled, the rest stays."""
+    claimed = SamplingParams(extra_args={TENANT_ARG: "somebody-else", "other": 1})
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            await gate.add("r1", sampling_params=claimed)
+            _, sent = await received(engine)
+            assert sent.sampling_params.extra_args == {TENANT_ARG: "acme", "other": 1}
+
+            await gate.add("r2")
+            _, sent = await received(engine)
+            assert sent.sampling_params.extra_args == {TENANT_ARG: "acme"}
+
+
+async def test_tenants_share_no_cache() -> None:
+    """Their salts differ, whatever salts their clients send; one tenant's own requests agree."""
+    salts: dict[tuple[str, str | None], str] = {}
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            for tenant in ("acme", "acme-2"):
+                for own in (None, "pepper", "-2pepper"):
+                    gate.caller = Caller(tenant)
+                    for turn in range(2):
+                        await gate.add(f"{tenant}{own}{turn}", cache_salt=own)
+                        _, sent = await received(engine)
+                        assert salts.setdefault((tenant, own), sent.cache_salt) == sent.cache_salt
+    assert len(set(salts.values())) == len(salts)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_salt_of_a_clients_makes_it_another_tenant(one: str, other: str) -> None:
+    """A tenant's own salt comes first and is always as long: what follows cannot change whose."""
+    salts = _tenant_salt(one), _tenant_salt(other)
+
+    assert (salts[0] == salts[1]) == (one == other)
+    assert len(salts[0]) == len(salts[1])
+
+
+async def test_outputs_of_all_engines_come_in_one_stream() -> None:
+    """A message that holds no output is not passed on."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id}", 0)
+            await gate.add("a")
+            await gate.add("b")
+            await a.send(CLIENT, encode(EngineCoreOutputs()))
+            for engine, name in ((a, "a"), (b, "b"), (a, "a")):
+                await engine.send(CLIENT, outputs(name))
+                merged = await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)
+                assert [output.request_id for output in merged.outputs] == [name]
+
+
+async def test_a_finished_request_is_let_go() -> None:
+    """It counts as ended, for the metrics and for the load of its engine."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            await gate.add("r1")
+            await engine.send(CLIENT, outputs("r1"))
+            await until(lambda: not gate.client._outputs.empty())
+            assert gate.client.num_open == 1
+
+            await engine.send(CLIENT, outputs("r1", end=FinishReason.STOP))
+            await until(lambda: gate.client.num_open == 0)
+            assert gate.outcomes() == {"stop": 1}
+
+
+async def test_aborts_go_to_the_engines_that_have_the_requests() -> None:
+    """One message each; what is over or never was is nobody's, and a late output does no harm."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id[0]}", 0)
+            for name in ("a1", "a2", "b1"):
+                await gate.add(name)
+            await gate.client.abort_requests_async(["a1", "b1", "a2", "never"])
+            await gate.client.abort_requests_async(["a1"])
+
+            assert [(await received(a))[0] for _ in range(2)] == [ADD, ADD]
+            assert await received(a) == (ABORT, ["a1", "a2"])
+            assert (await received(b))[0] == ADD
+            assert await received(b) == (ABORT, ["b1"])
+            await a.send(CLIENT, outputs("a1", end=FinishReason.ABORT))
+            await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)
+            assert (gate.client.num_open, a.num_unread) == (0, 0)
+            assert gate.outcomes() == {"abort": 3}
+
+
+async def test_a_client_that_leaves_before_its_request_is_placed_leaves_nothing() -> None:
+    """No engine gets it, the router is told, and nothing is kept."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            gate.router.place = lambda _: None
+            adding = asyncio.create_task(gate.add("r1"))
+            await until(lambda: gate.router.asked(Admit))
+            adding.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await adding
+
+            await until(lambda: gate.router.asked(Cancel) == [Cancel("r1")])
+            assert (gate.client.num_open, engine.num_unread) == (0, 0)
+            assert gate.outcomes() == {"abort": 1}
+
+
+async def test_a_request_aborted_before_it_is_placed_is_not_sent() -> None:
+    """The placement that comes after all is taken back."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            held = hold_placement(gate)
+            adding = asyncio.create_task(gate.add("r1"))
+            await until(lambda: gate.router.asked(Admit))
+            await gate.client.abort_requests_async(["r1"])
+            held()
+
+            await asyncio.wait_for(adding, PATIENCE_S)
+            assert gate.router.asked(Cancel) == [Cancel("r1")]
+            assert (gate.client.num_open, engine.num_unread) == (0, 0)
+
+
+async def test_without_an_engine_a_request_is_refused() -> None:
+    """With 503, which tells clients to try again, and nothing is kept."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            engine.close()
+            await until(lambda: gate.view.num_up == 0)
+            gate.router.place = lambda _: Refused("no engine has joined")
+            with pytest.raises(EngineLostError, match="no engine is ready") as caught:
+                await gate.add("r1")
+
+            assert caught.value.http_status is HTTPStatus.SERVICE_UNAVAILABLE
+            assert gate.client.num_open == 0
+            assert gate.outcomes() == {"error": 1}
+
+
+async def test_a_request_that_had_no_output_moves_when_its_engine_is_lost() -> None:
+    """The same request goes to another engine, labelled once, and nobody notices."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", cache_salt="pepper")
+            _, before = await received(a)
+            gate.router.place_on("engine-b", priority=3)
+            a.close()
+            _, after = await received(b)
+
+            assert after == msgspec.structs.replace(before, priority=3)
+            assert gate.router.asked(Admit)[-1].avoid == ["engine-a"]
+            await b.send(CLIENT, outputs("r1", end=FinishReason.LENGTH))
+            await until(lambda: gate.client.num_open == 0)
+            assert gate.failed == {}
+            assert gate.outcomes() == {"length": 1}
+
+
+async def test_a_request_may_move_more_than_once() -> None:
+    """Each engine that was lost is avoided from then on."""
+    with (
+        StandInEngine("engine-a") as a,
+        StandInEngine("engine-b") as b,
+        StandInEngine("engine-c") as c,
+    ):
+        async with gateway(a, b, c) as gate:
+            await gate.add("r1")
+            for engine, following in ((a, b), (b, c)):
+                await received(engine)
+                gate.router.place_on(following.card.engine_id)
+                engine.close()
+            await received(c)
+            assert gate.router.asked(Admit)[-1].avoid == ["engine-a", "engine-b"]
+
+
+async def test_a_request_with_output_fails_when_its_engine_is_lost() -> None:
+    """What was sent cannot be unsaid: the stream ends with an error that names the engine."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1")
+            await a.send(CLIENT, outputs("r1"))
+            await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)
+            a.close()
+            await until(lambda: gate.failed)
+
+            assert isinstance(gate.failed["r1"], EngineLostError)
+            assert "engine-a, which was serving this request, stopped" in str(gate.failed["r1"])
+            assert (gate.client.num_open, b.num_unread) == (0, 0)
+            assert gate.outcomes() == {"error": 1}
+
+
+async def test_a_request_that_can_move_nowhere_fails() -> None:
+    """With the last engine goes every request."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            await gate.add("r1")
+            await received(engine)
+            gate.router.place = lambda _: Refused("all are to be avoided")
+            engine.close()
+            await until(lambda: gate.failed)
+
+            assert isinstance(gate.failed["r1"], EngineLostError)
+            assert gate.outcomes() == {"error": 1}
+
+
+async def test_a_request_aborted_while_it_moves_is_not_sent() -> None:
+    """No engine works for a client that has left."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1")
+            held = hold_placement(gate, "engine-b")
+            a.close()
+            await until(lambda: len(gate.router.asked(Admit)) == 2)
+            await gate.client.abort_requests_async(["r1"])
+            held()
+            await until(lambda: gate.router.asked(Cancel))
+
+            assert (gate.client.num_open, b.num_unread, gate.failed) == (0, 0, {})
+            assert gate.outcomes() == {"abort": 1}
+
+
+async def test_other_engines_requests_are_left_alone_when_one_is_lost() -> None:
+    """They go on where they are."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id}", 0)
+            await gate.add("b")
+            await b.send(CLIENT, outputs("b"))
+            await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)
+            a.close()
+            await until(lambda: gate.view.num_up == 1)
+
+            await b.send(CLIENT, outputs("b", end=FinishReason.STOP))
+            await until(lambda: gate.client.num_open == 0)
+            assert gate.failed == {}
+
+
+def test_an_engine_that_is_lost_is_an_error_that_crosses_processes() -> None:
+    """Whole, like all of ours."""
+    received_error = pickle.loads(pickle.dumps(EngineLostError("gone")))  # noqa: S301 - our bytes
+    assert (str(received_error), received_error.http_status) == ("gone", 503)
+
+
+def hold_placement(gate: Gateway, engine_id: str = "engine-a") -> Callable[[], None]:
+    """From now on the router thinks about placements, until the function returned is called."""
+    place, decided = gate.view.place, asyncio.Event()
+
+    async def place_later(admit: Admit) -> Any:
+        gate.router.place_on(engine_id)
+        placed = await place(admit)
+        await decided.wait()
+        return placed
+
+    gate.view.place = place_later  # type: ignore[method-assign]
+    return decided.set
