@@ -42,18 +42,14 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
     }
 
 
-def engine_environment(args: AppArgs, *, on_cuda: bool, num_cores: int) -> Mapping[str, str | None]:
-    """What an engine process finds in its environment beside its parent's; None takes it out."""
-    common: dict[str, str | None] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+def engine_environment(args: AppArgs, *, on_cuda: bool, num_cores: int) -> Mapping[str, str]:
+    """What an engine process finds in its environment beside its parent's."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if on_cuda:
         return common
     # One core is left to gateway, router and Ray, as vLLM's own server leaves one to itself.
     threads = max(1, (num_cores - 1) // args.replicas)
-    environment = {
-        **common,
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_KVCACHE_SPACE": None,  # would overrule kv_cache_gib
-    }
+    environment = {**common, "OMP_NUM_THREADS": str(threads)}
     if args.tensor_parallel_size == 1:
         # The model then runs inside the engine process: one process and one hop per step less.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -14,6 +14,7 @@ AppError
 ├── PortInUseError         the port to serve on is taken
 ├── AddressError           the address to serve on is none of this machine's
 ├── TooLittleMemoryError   the engines would not fit
+├── RayStartError          Ray could not be started here
 ├── DeployFailedError      Serve could not bring the application up
 ├── ServiceLostError       the application was up, stopped serving and was not mended
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
@@ -182,6 +183,17 @@ class TooLittleMemoryError(AppError):
             f"model, {self.available_gib:.1f} GiB are free; lower replicas, kv_cache_gib or "
             "host_kv_gib"
         )
+
+
+class RayStartError(AppError):
+    """Ray could not be started on this machine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Ray did not start: {self.reason}"
 
 
 class DeployFailedError(AppError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from app.errors import RayStartError
 from app.ports import free_port
 
 HOST = "127.0.0.1"
@@ -24,27 +25,35 @@ END_S = 5.0
 
 @contextlib.contextmanager
 def local_cluster(*, num_gpus: int | None) -> Iterator[str]:
-    """Start Ray here; yields the dashboard's URL. On leaving, everything has ended."""
+    """Start Ray here; yields the dashboard's URL. On leaving, everything has ended.
+
+    Raises:
+        RayStartError: Ray did not come up.
+    """
     run_folder = Path(tempfile.mkdtemp(prefix="fastswitch-"))
     os.environ.update(_environment(run_folder))
     import ray  # reads the environment while it is imported
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A filter, since Serve sets the level of its logger anew. Progress is told by deploy_watch.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
 
     dashboard_port = free_port(HOST)
     try:
-        ray.init(
-            address="local",
-            num_gpus=num_gpus,
-            include_dashboard=True,
-            dashboard_host=HOST,
-            dashboard_port=dashboard_port,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address=HOST,
-            namespace="serve",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_gpus=num_gpus,
+                include_dashboard=True,
+                dashboard_host=HOST,
+                dashboard_port=dashboard_port,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address=HOST,
+                namespace="serve",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except Exception as error:
+            raise RayStartError(" ".join(str(error).split())) from error
         yield f"http://{HOST}:{dashboard_port}"
     finally:
         _stop(run_folder)

@@ -18,6 +18,8 @@ from deployments.errors import EngineStartError
 from deployments.messages import EngineCard
 
 MODULE = "deployments.vllm_engine"
+# vLLM lets these overrule its engine arguments: they may be set for another vLLM of the machine.
+OVERRULING = frozenset({"VLLM_CPU_KVCACHE_SPACE"})
 STOP_S = 10.0
 LOG_PIECE_BYTES = 2**16
 
@@ -25,12 +27,12 @@ LOG_PIECE_BYTES = 2**16
 class EngineProcess:
     """One engine process. Started by ``ready``, which also waits for it."""
 
-    def __init__(self, order: EngineOrder, environment: Mapping[str, str | None]) -> None:
-        """``environment`` is added to this process's own; None takes a variable out."""
+    def __init__(self, order: EngineOrder, environment: Mapping[str, str]) -> None:
+        """``environment`` is added to this process's own."""
         self.engine_id = order.engine_id
         self._order = order
-        merged = {**os.environ, **environment}
-        self._environment = {name: value for name, value in merged.items() if value is not None}
+        inherited = {name: os.environ[name] for name in os.environ.keys() - OVERRULING}
+        self._environment = {**inherited, **environment}
         self._process: asyncio.subprocess.Process | None = None
         self._log_tail: deque[str] = deque(maxlen=40)
 

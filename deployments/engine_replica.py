@@ -47,7 +47,7 @@ class EngineReplica:
         self,
         router: RouterHandle,
         engine_args: Mapping[str, Any],
-        engine_env: Mapping[str, str | None],
+        engine_env: Mapping[str, str],
         exchange_s: float,
         host: str | None = None,
     ) -> None:

@@ -94,15 +94,17 @@ def _deploy(args: AppArgs, host: str, port: int, started_s: float) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from app.build import build
+    from app.build import QUIET, build
 
     watcher = DeployWatcher(started_s)
     with watcher:
         serve.start(
-            proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port)
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config=QUIET,
         )
         try:
-            serve.run(build(args), name=APPLICATION, route_prefix="/")
+            serve.run(build(args), name=APPLICATION, route_prefix="/", logging_config=QUIET)
         except RuntimeError:
             raise DeployFailedError(watcher.failure()) from None
         wait_until_served(host, port)
