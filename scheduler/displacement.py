@@ -34,6 +34,7 @@ class WaitingRequest:
     num_blocks: int  # that the free blocks must cover
     num_tokens: int  # it would compute in this step, given the whole budget
     min_tokens: int  # with fewer it is not admitted at all
+    cached_blocks: Sequence[HeldBlock] = ()  # it would start from, needed beside num_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,11 @@ class _FreedBlocks:
             self._num_gone[block.block_id] += 1
             self.count += self._num_gone[block.block_id] == block.ref_cnt
 
+    def num_among(self, blocks: Sequence[HeldBlock]) -> int:
+        if not self.count:
+            return 0
+        return sum(0 < self._num_gone[block.block_id] == block.ref_cnt for block in blocks)
+
     def remove(self, blocks: Sequence[HeldBlock]) -> None:
         for block in blocks:
             self.count -= self._num_gone[block.block_id] == block.ref_cnt
@@ -190,7 +196,9 @@ class _Choice:
 
     def _num_lacking_blocks(self, request: WaitingRequest) -> int:
         watermark = self._watermark_blocks if self._num_beside else 0
-        return request.num_blocks + watermark - self._num_blocks - self._freed.count
+        # What a victim shared with it is free for others to take, but not for itself.
+        num_needed = request.num_blocks + self._freed.num_among(request.cached_blocks) + watermark
+        return num_needed - self._num_blocks - self._freed.count
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
         if self._is_out_of_reach(request):

@@ -361,6 +361,7 @@ class FastSwitchScheduler(Scheduler):
             num_blocks,
             num_tokens,
             min_tokens=1 if self.scheduler_config.enable_chunked_prefill else num_left,
+            cached_blocks=list(chain.from_iterable(cached)),
         )
 
     def _computed_already(self, request: Request) -> tuple[tuple[Sequence[Any], ...], int]:

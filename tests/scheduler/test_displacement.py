@@ -135,6 +135,19 @@ def test_a_shared_block_is_free_only_with_its_last_user() -> None:
     assert not choose([waiting("new", 0, num_blocks=7)], seated, free).victims
 
 
+def test_blocks_shared_with_the_newcomer_are_no_room_for_it() -> None:
+    """A prefix that newcomer and victim share is freed and taken again: only the rest is gained."""
+    shared = blocks(0, 4)
+    seated = [running("low", 9, blocks=[*shared, Block(10)])]
+    free = Free(slots=1, blocks=0)
+
+    def newcomer(num_blocks: int) -> WaitingRequest:
+        return WaitingRequest("new", 0, num_blocks, 1, 1, cached_blocks=shared)
+
+    assert choose([newcomer(1)], seated, free).victims == ("low",)
+    assert choose([newcomer(2)], seated, free) == NO_DISPLACEMENT
+
+
 def test_blocks_that_running_requests_grow_into_are_not_free() -> None:
     """What the running will take in this step is gone before the waiting are looked at."""
     seated = [running("grows", 1, num_growth_blocks=1), running("low", 9, blocks=blocks(0, 3))]
