@@ -8,7 +8,7 @@ own routes) is the edge's, handed in by ``app.build``.
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import REGISTRY
@@ -47,6 +47,8 @@ class Edge(Protocol):
 
     def current_caller(self) -> "Caller": ...
 
+    def named_tenants(self) -> Collection[str]: ...
+
 
 class Gateway:
     """One gateway. The ingress deployment's class; all methods run on one event loop."""
@@ -65,7 +67,7 @@ class Gateway:
         self._client_index = new_client_index()
         self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
         self._client: FleetClient | None = None
-        labels = TenantLabels()
+        labels = TenantLabels(edge.named_tenants())
         self._request_metrics = RequestMetrics(f"gateway-{self._client_index:x}", labels)
         self._fleet_metrics = FleetCollector(labels)
 

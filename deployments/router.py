@@ -57,6 +57,9 @@ class TenantShares(Protocol):
     @property
     def weights(self) -> Mapping[str, float]: ...
 
+    @property
+    def default_weight(self) -> float: ...
+
 
 class Router:
     """Answers gateways and engines. The deployment class; all methods run on one event loop."""
@@ -71,7 +74,7 @@ class Router:
         self._fleet = new_fleet()
         self._shares = new_shares()
         self._host = host
-        self._weights: Mapping[str, float] = {}
+        self._weights: tuple[Mapping[str, float], float] | None = None
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
         self._checkpoint_due_s: dict[str, float] = {}
@@ -219,8 +222,10 @@ class Router:
 
     def _apply_shares(self) -> None:
         self._shares.refresh()
-        if self._shares.weights != self._weights:
-            self._weights = dict(self._shares.weights)
+        weights, default = dict(self._shares.weights), self._shares.default_weight
+        if (weights, default) != self._weights:
+            self._weights = weights, default
             self._fleet.set_tenants(
-                {tenant: TenantShare(weight) for tenant, weight in self._weights.items()}
+                {tenant: TenantShare(weight) for tenant, weight in weights.items()},
+                default_weight=default,
             )

@@ -86,13 +86,15 @@ class FleetScheduler:
         self._engines: dict[str, JoinedEngine] = {}
         self._next_ranking_s = 0.0
 
-    def set_tenants(self, shares: Mapping[str, TenantShare]) -> None:
-        """Use these weights from now on; a tenant not among them has the default.
+    def set_tenants(
+        self, shares: Mapping[str, TenantShare], *, default_weight: float | None = None
+    ) -> None:
+        """Use these weights from now on; a tenant not among them has the default, old or new.
 
         Raises:
             InvalidWeightError: a weight is not a finite number above 0. The old ones stay.
         """
-        self._weights.replace(shares)
+        self._weights.replace(shares, default=default_weight)
         self._policy.reweigh()
 
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:

@@ -32,14 +32,19 @@ class TenantWeights:
     def configured(self) -> Mapping[str, float]:
         return self._weights
 
-    def replace(self, shares: Mapping[str, TenantShare]) -> None:
+    def replace(self, shares: Mapping[str, TenantShare], *, default: float | None = None) -> None:
         """Use these weights from now on, and the default for tenants that are not among them.
+
+        ``default`` is a new default; the old one stays where none is given.
 
         Raises:
             InvalidWeightError: a weight is not a finite number above 0. The old ones stay.
         """
+        new_default = self._default if default is None else default
+        _check("(default)", new_default)
         for tenant, share in shares.items():
             _check(tenant, share.weight)
+        self._default = new_default
         self._weights = {tenant: share.weight for tenant, share in shares.items()}
 
 

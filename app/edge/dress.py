@@ -5,7 +5,7 @@ identity, route, the app. Who a key belongs to is `app.tenants`; what our routes
 gateway's.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -38,6 +38,10 @@ class HttpEdge:
         known = KnownRoutesMiddleware(leaving, app.router.routes)
         identified = IdentityMiddleware(known, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
+
+    def named_tenants(self) -> Collection[str]:
+        """The tenants the settings name: they have metrics of their own whoever else comes."""
+        return self._new_directory().weights.keys()
 
     def current_caller(self) -> Identity:
         """Who sent the request in whose context this runs."""

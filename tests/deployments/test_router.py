@@ -57,10 +57,13 @@ class Shares:
 
     def __init__(self, **weights: float) -> None:
         self.edited: dict[str, float] = weights
+        self.edited_default = 1.0
         self.weights: Mapping[str, float] = {}
+        self.default_weight = 1.0
 
     def refresh(self) -> None:
         self.weights = dict(self.edited)
+        self.default_weight = self.edited_default
 
 
 def new_fleet(clock: HeldClock) -> FleetScheduler:
@@ -278,6 +281,12 @@ async def test_weights_change_while_the_router_runs(clock: HeldClock) -> None:
         await until(lambda: shares.weights == shares.edited)
         weights = {name: tenant["weight"] for name, tenant in (await tenants(call)).items()}
         assert weights == {"acme": 3.0, "late": 2.0}
+
+        shares.edited_default = 5.0
+        await until(lambda: shares.default_weight == shares.edited_default)
+        await call(Join(card("engine-a"), progress(1, is_full=True)))
+        await call(admit("r1", "somebody"))
+        assert (await tenants(call))["somebody"]["weight"] == 5.0
 
 
 async def test_only_the_keepers_get_the_checkpoint(clock: HeldClock) -> None:

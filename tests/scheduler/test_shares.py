@@ -31,3 +31,12 @@ def test_the_default_weight_is_checked_too() -> None:
     """A default that cannot divide service is refused at once."""
     with pytest.raises(InvalidWeightError):
         TenantWeights(default=0.0)
+
+
+def test_the_default_weight_changes_with_the_shares() -> None:
+    """A new default is in force for tenants that are not configured; without one the old stays."""
+    weights = TenantWeights(default=1.0)
+    weights.replace({"a": TenantShare(3.0)}, default=2.0)
+    assert (weights["a"], weights["b"]) == (3.0, 2.0)
+    weights.replace({})
+    assert weights["a"] == 2.0
