@@ -1,6 +1,7 @@
 """One real engine for all tests of this folder that need one, in its own process."""
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from app.engine_settings import engine_args, engine_environment
 from app.settings import AppArgs
 from deployments.engine_order import EngineOrder
 from deployments.engine_process import EngineProcess
+from deployments.engine_replica import EngineLine
 from deployments.errors import EngineStartError
 from deployments.messages import EngineCard
+from tests.deployments.engine_watch import Watch
 from tests.deployments.stand_ins import HOST, ROOT
 
 MAX_NUM_SEQS = 4
@@ -61,3 +64,11 @@ async def engine(engine_settings: AppArgs) -> AsyncIterator[RunningEngine]:
     await process.stop()
     with pytest.raises(EngineStartError, match="ended with status 0"):
         process.check_alive()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def watch(engine: RunningEngine) -> AsyncIterator[Watch]:
+    """A look inside the engine."""
+    with closing(EngineLine(engine.card)) as line:
+        await line.open(engine.process.check_alive)
+        yield Watch(line)

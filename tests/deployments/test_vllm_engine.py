@@ -4,13 +4,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 import zmq
 import zmq.asyncio
 from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequestType, FinishReason
@@ -19,9 +17,8 @@ from deployments import wire
 from deployments.engine_links import EngineLink
 from deployments.engine_order import EXCHANGE, HEARTBEAT, EngineOrder
 from deployments.engine_process import EngineProcess
-from deployments.engine_replica import EngineLine
 from deployments.errors import EngineStartError
-from scheduler.reports import EngineProgress, FinishedRequest
+from scheduler.reports import FinishedRequest
 from tests.deployments.conftest import (
     CLIENT_SILENCE_S,
     KV_GIB,
@@ -30,6 +27,7 @@ from tests.deployments.conftest import (
     RunningEngine,
 )
 from tests.deployments.engine_client import PROMPT, EngineClient
+from tests.deployments.engine_watch import Watch
 from tests.deployments.stand_ins import HOST, ROOT, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
@@ -39,25 +37,6 @@ TOKEN_BYTES = 2 * 2 * 2 * 32 * 4  # K and V, layers, heads, head size, float32
 ENDLESS = MAX_MODEL_LEN - len(PROMPT)  # output tokens: many seconds, and no test waits for it
 
 
-class Watch:
-    """The replica's line to the engine, as a test uses it."""
-
-    def __init__(self, line: EngineLine) -> None:
-        self._line = line
-
-    async def progress(
-        self, priorities: dict[str, int] | None = None, *, is_full: bool = True
-    ) -> EngineProgress:
-        while True:
-            try:
-                return await self._line.exchange(priorities or {}, is_full=is_full)
-            except TimeoutError:
-                continue
-
-    async def live(self) -> set[str]:
-        return {request.request_id for request in (await self.progress()).live}
-
-
 class SilentLink(EngineLink):
     """A line that says hello until it is up, and then no more."""
 
@@ -65,13 +44,6 @@ class SilentLink(EngineLink):
         while not self.is_up:
             await self._input.send_multipart([HEARTBEAT, self._client])
             await asyncio.sleep(0.01)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def watch(engine: RunningEngine) -> AsyncIterator[Watch]:
-    with closing(EngineLine(engine.card)) as line:
-        await line.open(engine.process.check_alive)
-        yield Watch(line)
 
 
 async def test_the_card_says_what_the_engine_is(engine: RunningEngine) -> None:
