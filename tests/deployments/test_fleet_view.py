@@ -282,3 +282,23 @@ async def test_a_directory_that_cannot_be_followed_shows_in_the_health() -> None
 
             with pytest.raises(Exception, match=r"Invalid argument|key"):
                 await until(view.check_alive)
+
+
+async def test_engines_that_come_and_go_leave_nothing_behind() -> None:
+    """A gateway that lives for months sees many: none is remembered once it is no longer listed."""
+    with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
+        async with joined(router) as view:
+            for i in range(5):
+                with StandInEngine(f"engine-{i}") as passing:
+                    router.cards.append(passing.card)
+                    await until(lambda: view.num_up == 2)
+                    router.place_on(f"engine-{i}")
+                    await view.place(admit())
+                await until(lambda: view.num_up == 1)
+                view.closed(f"engine-{i}")
+                router.cards.pop()
+            await until(lambda: not view._lost)
+
+            assert len(view.lost) == 5
+            assert view._links.keys() == {"engine-a"}
+            assert view._num_open.keys() <= {"engine-a"}
