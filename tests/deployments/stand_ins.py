@@ -43,7 +43,7 @@ PATIENCE_S = 30.0  # for what takes milliseconds: a shared machine may pause for
 async def until(condition: Callable[[], object]) -> None:
     """Return once ``condition`` holds; fails where it does not come to hold."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - it tells of others, who set no event for us
+        while not condition():
             await asyncio.sleep(0.002)
 
 

@@ -345,6 +345,12 @@ def test_an_unknown_engine_argument_is_an_error_that_names_it(arguments: dict[st
     assert "no_such_argument" in one_sentence(caught.value)
 
 
+def test_unknown_api_settings_are_refused() -> None:
+    """By name, before anything is built."""
+    with pytest.raises(ValueError, match="no setting called no_such_setting, not_either"):
+        make_server_args({}, {"not_either": 1, "no_such_setting": 2})
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -46,6 +46,18 @@ class SilentLink(EngineLink):
             await asyncio.sleep(0.01)
 
 
+class PausingLink(EngineLink):
+    """A line that says hello often, but not while it ``is_paused``."""
+
+    is_paused = False
+
+    async def _beat(self) -> None:
+        while True:
+            if not self.is_paused:
+                await self._input.send_multipart([HEARTBEAT, self._client])
+            await asyncio.sleep(0.01)
+
+
 async def test_the_card_says_what_the_engine_is(engine: RunningEngine) -> None:
     """How to reach it, what it can hold, and vLLM's own words for a gateway's vLLM."""
     card = engine.card
@@ -148,17 +160,24 @@ async def test_a_silent_clients_requests_are_ended_and_it_is_told(
         assert await watch.live() == {"alive"}
 
 
-async def test_an_engine_that_was_held_up_ends_nobody(engine: RunningEngine, watch: Watch) -> None:
-    """Heartbeats that came while it could not listen count when it listens again."""
+@pytest.mark.parametrize("held_up", ["engine alone", "gateway too"])
+async def test_an_engine_that_was_held_up_ends_nobody(
+    engine: RunningEngine, watch: Watch, held_up: str
+) -> None:
+    """While it cannot listen nobody is silent: neither by unread heartbeats nor by unsent ones."""
     assert engine.process.pid is not None
-    async with EngineClient(engine.card) as client:
+    async with EngineClient(engine.card, PausingLink) as client:
+        assert isinstance(client.link, PausingLink)
         await client.add("r1", max_tokens=ENDLESS)
         await until(lambda: client.tokens["r1"])
         os.kill(engine.process.pid, signal.SIGSTOP)
+        client.link.is_paused = held_up == "gateway too"
         try:
             await asyncio.sleep(CLIENT_SILENCE_S + 1)  # what is tested is time that passes
         finally:
             os.kill(engine.process.pid, signal.SIGCONT)
+        await watch.progress()
+        client.link.is_paused = False
         num_tokens = len(client.tokens["r1"])
         await until(lambda: len(client.tokens["r1"]) > num_tokens + 100)
 

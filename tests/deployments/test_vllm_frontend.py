@@ -456,12 +456,6 @@ async def test_only_the_served_routes_are_open(
         assert {getattr(route, "path", None) for route in app.router.routes} == SERVED_ROUTES
 
 
-def test_unknown_api_settings_are_refused() -> None:
-    """By name, before anything is built."""
-    with pytest.raises(ValueError, match="no setting called no_such_setting, not_either"):
-        make_server_args({}, {"not_either": 1, "no_such_setting": 2})
-
-
 async def added(engine: StandInEngine) -> str:
     """The id of the request that the engine receives next."""
     kind, payload, *_ = await engine.received()
