@@ -1,0 +1,80 @@
+"""One server for all tests that need the whole system: two engines of the demo model, small."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.demo_model import write_demo_model
+from tests.cluster.fleet import fleet_when
+from tests.cluster.program import MODEL, Program, running, stretched
+from tests.cluster.tenants import Tenants
+
+NUM_ENGINES = 2
+NUM_SEATS = 8  # requests that run at once, per engine
+MAX_BODY_BYTES = 100_000
+
+SETTINGS = (
+    f"max_num_seqs={NUM_SEATS}",
+    "kv_cache_gib=0.25",
+    "host_kv_gib=0.25",
+    f"max_body_bytes={MAX_BODY_BYTES}",
+    "api_args={enable_auto_tool_choice: true, tool_call_parser: hermes}",
+    # Finer than the defaults, so that a few seconds of service show the shares.
+    "fairness={quantum: 128, update_s: 0.02}",
+    "exchange_s=0.05",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that a CPU runs at thousands of tokens a second."""
+    folder = tmp_path_factory.mktemp("models") / MODEL
+    write_demo_model(folder, "tiny", seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Tenants:
+    """The tenants file of the server: keys are off, weights are one and two."""
+    return Tenants.write(tmp_path_factory.mktemp("tenants") / "tenants.yaml")
+
+
+@pytest.fixture(scope="session")
+def program(
+    tiny_model: Path, tenants: Tenants, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    """The server itself; most tests want ``server``. Its end is a test too, the last one."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    arguments = [
+        *("--model", str(tiny_model)),
+        *("--device", "cpu"),
+        *("--replicas", str(NUM_ENGINES)),
+        *("--tenants-file", str(tenants.path)),
+        *(part for setting in SETTINGS for part in ("--set", setting)),
+    ]
+    with running(arguments, log) as program:
+        yield program
+
+
+@pytest.fixture
+async def http(program: Program, tenants: Tenants) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that may ask for anything, also where keys are required."""
+    async with httpx.AsyncClient(
+        base_url=program.url,
+        headers={"Authorization": f"Bearer {tenants.operator_key}"},
+        timeout=240,
+        limits=httpx.Limits(max_connections=None),
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def server(program: Program, http: httpx.AsyncClient) -> AsyncIterator[Program]:
+    """The server, idle before and after the test: no request of one test outlives it."""
+    await fleet_when(http, lambda fleet: len(fleet.engines) == NUM_ENGINES, "both engines are up")
+    yield program
+    await fleet_when(
+        http, lambda fleet: fleet.is_idle, "nothing is left of the requests", within_s=stretched(5)
+    )
