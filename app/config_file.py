@@ -58,6 +58,12 @@ def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:
 
 def describe(error: ValidationError) -> str:
     """The first problem as one sentence: where it is, what it was, what is allowed."""
+    sentence = _first_problem(error)
+    # Names and values come from the file: a line break in one must not break the sentence.
+    return "".join(sign if sign.isprintable() else "?" for sign in sentence)
+
+
+def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(["args", *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
