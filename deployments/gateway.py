@@ -67,6 +67,7 @@ class Gateway:
         self._client_index = new_client_index()
         self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
         self._client: FleetClient | None = None
+        self._is_built = False
         labels = TenantLabels(edge.named_tenants())
         self._request_metrics = RequestMetrics(f"gateway-{self._client_index:x}", labels)
         self._fleet_metrics = FleetCollector(labels)
@@ -93,13 +94,14 @@ class Gateway:
         REGISTRY.register(self._request_metrics)
         REGISTRY.register(self._fleet_metrics)
         self._metrics_task = asyncio.create_task(self._follow_fleet(), name="fleet metrics")
+        self._is_built = True
         return self._edge.dress(app, self)
 
     async def check_health(self) -> None:
         """Raises when this gateway cannot serve; Serve then replaces it."""
-        if self._client is None:
-            return
         self._fleet.check_alive()
+        if not self._is_built:
+            return
         if self._metrics_task.done():
             self._metrics_task.result()
         await self._llm.check_health()

@@ -45,6 +45,7 @@ from deployments.messages import EngineCard
 logger = logging.getLogger(__name__)
 
 POLL_MS = 1000
+HELD_UP_S = 3.0  # the input thread looks once a second, unless it is not let
 
 
 class ListeningEngineCore(EngineCoreProc):
@@ -55,6 +56,7 @@ class ListeningEngineCore(EngineCoreProc):
         self._context = zmq.Context()
         self._keys = zmq.curve_keypair()
         self._heard_s: dict[int, float] = {}
+        self._looked_s = time.monotonic()
         super().__init__(
             vllm_config,
             local_client=True,
@@ -159,6 +161,11 @@ class ListeningEngineCore(EngineCoreProc):
 
     def _end_silent_clients(self) -> None:
         now = time.monotonic()
+        listened_s, self._looked_s = self._looked_s, now
+        if now - listened_s > HELD_UP_S:
+            # This process was held up, and perhaps its clients with it: everybody gets a new term.
+            self._heard_s = dict.fromkeys(self._heard_s, now)
+            return
         for client_index, heard_s in list(self._heard_s.items()):
             if now - heard_s > self._order.client_silence_s:
                 del self._heard_s[client_index]
@@ -238,7 +245,10 @@ def _tell_parent(card_fd: int, card: EngineCard) -> None:
 def one_sentence(error: Exception) -> str:
     """The error on one line; of a refused setting only what is wrong with it."""
     if isinstance(error, ValidationError):
-        text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        text = f"{where}: {reason}" if where else reason
     else:
         text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())

@@ -357,7 +357,7 @@ def test_unknown_api_settings_are_refused() -> None:
         ({"max_model_len": 10**9}, "max_model_len"),
         ({"dtype": "float7"}, "dtype"),
         ({"model": "./no/such/folder"}, "no/such/folder"),
-        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_num_seqs": 0}, "greater than or equal to 1"),
         ({"max_num_batched_tokens": 1}, "max_num_batched_tokens"),
         ({"quantization": "no-such"}, "no-such"),
     ],

@@ -1,5 +1,6 @@
 """The connector by itself: its settings, its size, and what it refuses."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,9 @@ def test_kv_that_cannot_be_moved_is_left_to_vllm(
     changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such engines run as without a connector, and say why at start-up."""
+    # Libraries that configure logging anew switch off whatever loggers there are.
+    logging.getLogger("kv.vllm_connector").disabled = False
+    caplog.set_level(logging.WARNING, logger="kv.vllm_connector")
     connector = make(KVConnectorRole.SCHEDULER, **changes)
 
     assert not connector.swap_out("a", ([1],), 32)
