@@ -1,20 +1,31 @@
 """How an engine is told to use our connector: the launcher's side, which loads no vLLM."""
 
+from collections.abc import Collection
 from typing import Any
 
 HOST_KV_GIB = "host_kv_gib"
+WITHOUT = "without"
+
+# What a benchmark may switch off to see what it gives: runs of neighbouring blocks, copies off
+# the engine's thread, copies that outlive a swap, copies made before they are needed.
+GROUPS, THREADS, REUSE, COPY_AHEAD = "groups", "threads", "reuse", "copy_ahead"
+PARTS = frozenset({GROUPS, THREADS, REUSE, COPY_AHEAD})
 
 
-def transfer_config(host_kv_gib: float) -> dict[str, Any]:
+def transfer_config(host_kv_gib: float, without: Collection[str] = ()) -> dict[str, Any]:
     """What vLLM's ``KVTransferConfig`` takes, for ``host_kv_gib`` GiB of host memory per engine.
 
-    The memory is shared out evenly among the engine's workers (tensor parallel ranks).
+    The memory is shared out evenly among the engine's workers (tensor parallel ranks). ``without``
+    names ``PARTS`` to leave out; without all of them, swaps are block by block and blocking.
     """
+    extra: dict[str, Any] = {HOST_KV_GIB: host_kv_gib}
+    if without:
+        extra[WITHOUT] = sorted(without)
     return {
         "kv_connector": "FastSwitchConnector",
         "kv_connector_module_path": "kv.vllm_connector",
         "kv_role": "kv_both",
         # A copy that fails costs a recomputation, never the request.
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {HOST_KV_GIB: host_kv_gib},
+        "kv_connector_extra_config": extra,
     }

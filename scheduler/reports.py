@@ -42,7 +42,17 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     blocks_in: int = 0
     fallbacks: int = 0  # preemptions whose KV found no room in host memory or cannot be swapped
     recomputed_tokens: int = 0
-    stall_s: float = 0.0  # engine loop time spent in swap copies
+    stall_s: float = 0.0  # the engine loop waited for copies
+    unswitchable: int = 0  # fallbacks because of a feature whose state lies not in the KV alone
+    descriptors_out: int = 0  # contiguous copies that moved blocks_out; each moves all layers' part
+    descriptors_in: int = 0
+    blocks_ahead: int = 0  # of blocks_out, those copied before their request was preempted
+    blocks_spared: int = 0  # not sent on a swap-out, since host memory had them already
+    async_swaps_in: int = 0  # of swaps_in, those beside which the engine went on
+    conflicts: int = 0  # steps that had to wait for a copy that still read a block they write
+    evicted_blocks: int = 0  # overwritten in host memory for others
+    lost_copies: int = 0  # swapped-out requests that lost KV in that way
+    failed_blocks: int = 0  # copies that failed
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):
