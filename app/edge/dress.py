@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from app.edge.app_errors import AppErrorsMiddleware
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
 from app.edge.leaving import LeavingClientsMiddleware
 from app.edge.limits import BodyLimitMiddleware
@@ -34,7 +35,7 @@ class HttpEdge:
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
         # Around the app, not in it: vLLM has closed its own list of middlewares by now.
-        leaving = LeavingClientsMiddleware(app)
+        leaving = LeavingClientsMiddleware(AppErrorsMiddleware(app))
         known = KnownRoutesMiddleware(leaving, app.router.routes)
         identified = IdentityMiddleware(known, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)

@@ -1,7 +1,7 @@
 """Refusals: answers that the edge gives itself, before vLLM's app sees the request.
 
-Owns their shape on the wire: OpenAI's error object, or Anthropic's on Anthropic's paths, so that
-either's unmodified client raises its usual exception. When to refuse is decided elsewhere.
+Owns how one is sent, over HTTP or to a WebSocket. When to refuse is decided elsewhere, what an
+error's body looks like is `error_bodies`.
 """
 
 import json
@@ -10,11 +10,8 @@ from http import HTTPStatus
 
 from starlette.types import Scope, Send
 
-_ANTHROPIC_PATH = "/v1/messages"
-_ANTHROPIC_TYPES = {
-    HTTPStatus.UNAUTHORIZED: "authentication_error",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
-}
+from app.edge.error_bodies import ErrorFacts, error_body
+
 # 4000 to 4999 are an application's own; the last three digits are HTTP's status.
 _WEBSOCKET_CODES_FROM = 4000
 
@@ -37,7 +34,8 @@ async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
         reason = refusal.message.encode("ascii", "replace")[:123].decode()
         await send({"type": "websocket.close", "code": code, "reason": reason})
         return
-    body = json.dumps(_body(refusal, path_of(scope))).encode()
+    facts = ErrorFacts(refusal.message, refusal.code, param=refusal.param)
+    body = json.dumps(error_body(facts, refusal.status, path_of(scope))).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -53,17 +51,3 @@ def path_of(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path.removeprefix(root) if path.startswith(root + "/") else path
-
-
-def _body(refusal: Refusal, path: str) -> dict[str, object]:
-    if path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/"):
-        kind = _ANTHROPIC_TYPES.get(refusal.status, "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": refusal.message}}
-    return {
-        "error": {
-            "message": refusal.message,
-            "type": "invalid_request_error",
-            "param": refusal.param,
-            "code": refusal.code,
-        }
-    }
