@@ -45,6 +45,15 @@ class SwapTotals:
     blocks_out: int = 0
     blocks_in: int = 0
     stall_s: float = 0.0
+    descriptors_out: int = 0
+    descriptors_in: int = 0
+    blocks_ahead: int = 0
+    blocks_spared: int = 0
+    async_swaps_in: int = 0
+    conflicts: int = 0
+    evicted_blocks: int = 0
+    lost_copies: int = 0
+    failed_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ private name leaned on is pinned by ``tests/kv/test_vllm_contract.py``.
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +101,24 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
     def num_host_blocks_used(self) -> int:
         return self._planner.num_host_blocks_used
 
-    def swap_out(self, request_id: str, block_ids: tuple[list[int], ...], num_tokens: int) -> bool:
-        """Keep the first ``num_tokens`` tokens of a request that is being preempted, if possible.
+    def swap_out(self, request: Request, block_ids: tuple[list[int], ...]) -> bool:
+        """Keep the computed tokens of a request that is being preempted, if possible.
 
         ``block_ids`` is its block table, one list per KV cache group.
         """
         if not self.num_host_blocks:
             return False
         [device_blocks] = block_ids
-        return self._planner.swap_out(request_id, device_blocks, num_tokens)
+        return self._planner.swap_out(
+            request.request_id, device_blocks, request.num_computed_tokens
+        )
+
+    def copy_ahead(self, likely_victims: Iterable[tuple[Request, tuple[list[int], ...]]]) -> None:
+        """Nothing yet: a copy is made when its request is preempted."""
+
+    def predicted_swap_s(self, num_blocks: int) -> float:
+        """Not known yet."""
+        return 0.0
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None:
         """Forget every copy that was made from one of these blocks."""

@@ -9,7 +9,7 @@ of it happens at the edges of vLLM's own methods; each private name leaned on is
 
 import heapq
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,15 +37,26 @@ from scheduler.reports import EngineProgress, SwitchCounts
 TENANT_ARG = "fastswitch_tenant"
 DEFAULT_TENANT = "default"
 
+BlockTables = tuple[list[int], ...]  # block ids, one list per KV cache group
+
 
 class SwapTotals(Protocol):
-    """What a keeper has moved since the engine started."""
+    """What a keeper has moved since the engine started; ``SwitchCounts`` says what each means."""
 
     swaps_out: int
     swaps_in: int
     blocks_out: int
     blocks_in: int
     stall_s: float
+    descriptors_out: int
+    descriptors_in: int
+    blocks_ahead: int
+    blocks_spared: int
+    async_swaps_in: int
+    conflicts: int
+    evicted_blocks: int
+    lost_copies: int
+    failed_blocks: int
 
 
 @runtime_checkable
@@ -64,9 +75,17 @@ class KVKeeper(Protocol):
     @property
     def num_host_blocks_used(self) -> int: ...
 
-    def swap_out(
-        self, request_id: str, block_ids: tuple[list[int], ...], num_tokens: int
-    ) -> bool: ...
+    def swap_out(self, request: Request, block_ids: BlockTables) -> bool:
+        """Keep the KV of the tokens computed so far; whether that is possible."""
+        ...
+
+    def copy_ahead(self, likely_victims: Iterable[tuple[Request, BlockTables]]) -> None:
+        """Copy what has not been copied of these, first come first, as far as there is time."""
+        ...
+
+    def predicted_swap_s(self, num_blocks: int) -> float:
+        """What the engine would lose by a swap of so many blocks, out and in; 0 if unknown."""
+        ...
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None: ...
 
@@ -400,9 +419,7 @@ class FastSwitchScheduler(Scheduler):
         if self._keeper is None or not _is_switchable(request):
             return False
         return self._keeper.swap_out(
-            request.request_id,
-            self.kv_cache_manager.get_block_ids(request.request_id),
-            request.num_computed_tokens,
+            request, self.kv_cache_manager.get_block_ids(request.request_id)
         )
 
     def _ids(self, request: Request) -> set[int]:
@@ -430,6 +447,15 @@ class FastSwitchScheduler(Scheduler):
             blocks_out=totals.blocks_out,
             blocks_in=totals.blocks_in,
             stall_s=totals.stall_s,
+            descriptors_out=totals.descriptors_out,
+            descriptors_in=totals.descriptors_in,
+            blocks_ahead=totals.blocks_ahead,
+            blocks_spared=totals.blocks_spared,
+            async_swaps_in=totals.async_swaps_in,
+            conflicts=totals.conflicts,
+            evicted_blocks=totals.evicted_blocks,
+            lost_copies=totals.lost_copies,
+            failed_blocks=totals.failed_blocks,
         )
 
 

@@ -125,7 +125,8 @@ def test_kv_that_cannot_be_moved_is_left_to_vllm(
     caplog.set_level(logging.WARNING, logger="kv.vllm_connector")
     connector = make(KVConnectorRole.SCHEDULER, **changes)
 
-    assert not connector.swap_out("a", ([1],), 32)
+    request = SimpleNamespace(request_id="a", num_computed_tokens=32)
+    assert not connector.swap_out(request, ([1],))
     assert connector.num_host_blocks == 0
     assert reason in caplog.text
 
