@@ -45,6 +45,7 @@ class Bench:
 BENCHES = (
     Bench("serve", "ops.bench.serve", "the served fleet against the plain vLLM server"),
     Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
+    Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
 )
 
 

@@ -41,8 +41,11 @@ def token_gaps_s(request: Measured) -> list[float]:
     return [*request.gaps_s, *([0.0] * num_together)]
 
 
-def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles_ms(seconds: Sequence[float], ranks: Sequence[float] = (50, 99)) -> dict[str, float]:
+    """By name: ``p50``, ``p99``; ``p999`` is the rank 99.9."""
     return {
-        f"p{rank}": round(float(np.percentile(seconds, rank)) * 1000, 3) if seconds else 0.0
-        for rank in (50, 99)
+        f"p{rank:g}".replace(".", ""): (
+            round(float(np.percentile(seconds, rank)) * 1000, 3) if seconds else 0.0
+        )
+        for rank in ranks
     }

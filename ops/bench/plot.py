@@ -32,6 +32,29 @@ def plot_serve(keys: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_switch(keys: Mapping[str, Any], path: Path) -> None:
+    """The tails of TTFT and TBT, and throughput, a bar for each mode."""
+    from matplotlib.figure import Figure
+
+    modes = keys["modes"]
+    figure = Figure(figsize=(11, 1.6 + 0.5 * len(modes)), layout="constrained")
+    values = {
+        "TTFT ms p99": [one["ttft_ms"]["p99"] for one in modes.values()],
+        "TBT ms p99.9": [one["tbt_ms"]["p999"] for one in modes.values()],
+        "output tok/s": [one["throughput_tok_s"] for one in modes.values()],
+    }
+    panels = figure.subplots(1, len(values), sharey=True)
+    colours = [COLOURS[mode.startswith("fastswitch")] for mode in modes]
+    for panel, (title, widths) in zip(panels, values.items(), strict=True):
+        bars = panel.barh(list(modes), widths, color=colours)
+        panel.bar_label(bars, fmt=_label, padding=2, fontsize=8)
+        panel.set_title(title, fontsize=10)
+        panel.margins(x=0.18)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
 def _bars(panel: Any, title: str, labels: Sequence[str], values: Sequence[Sequence[float]]) -> None:
     width = 0.38
     for index, (heights, colour) in enumerate(zip(values, COLOURS, strict=True)):

@@ -36,6 +36,9 @@ class TraceRow(msgspec.Struct, frozen=True):
     history_tokens: int
     input_tokens: int
     output_tokens: int
+    arrival_s: float = 0.0
+    think_s: float | None = None
+    gap_s: float | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -72,7 +75,7 @@ def synthetic(seed: str, count: int, *, prompt: Span, output: Span) -> list[Work
     random = Random(seed)
     return [
         WorkItem(
-            _ids(random, random.randint(prompt.low, prompt.high)),
+            random_ids(random, random.randint(prompt.low, prompt.high)),
             random.randint(output.low, output.high),
         )
         for _ in range(count)
@@ -109,12 +112,12 @@ def replay(rows: Sequence[TraceRow], seed: str) -> list[WorkItem]:
     for row in rows:
         known = longest.get(row.conversation, 0)
         longest[row.conversation] = max(known, row.prompt_tokens)
-    texts = {name: _ids(Random(f"{seed} {name}"), size) for name, size in longest.items()}
+    texts = {name: random_ids(Random(f"{seed} {name}"), size) for name, size in longest.items()}
     return [
         WorkItem(texts[row.conversation][: row.prompt_tokens], row.output_tokens, row.conversation)
         for row in rows
     ]
 
 
-def _ids(random: Random, count: int) -> list[int]:
+def random_ids(random: Random, count: int) -> list[int]:
     return random.choices(range(_FIRST_ID, _LAST_ID + 1), k=count)
