@@ -1,4 +1,4 @@
-"""Bad requests: each gets one clear sentence in OpenAI's shape, and nothing else is disturbed."""
+"""Bad requests: each gets one clear sentence in its client's shape, nothing else is disturbed."""
 
 import json
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ BAD_REQUESTS = {
         {**completion(max_tokens=1), "model": "nope"}, ("nope", "does not exist", MODEL), 404
     ),
     "malformed JSON": BadRequest(b'{"model": "tiny", "prompt": ', ("JSON",)),
+    "no UTF-8": BadRequest(b'{"model": "\xff\xfe"}', ("UTF-8",)),
+    "nested too deeply": BadRequest(b"[" * (MAX_BODY_BYTES - 1), ("JSON",)),
     "no JSON object": BadRequest(b"[1, 2]", ("valid",)),
     "empty body": BadRequest(b"", ("required",)),
     "no prompt": BadRequest({"model": MODEL, "max_tokens": 1}, ("prompt",)),
@@ -87,6 +89,21 @@ BAD_REQUESTS = {
     "wrong method": BadRequest(b"", ("does not take",), 405, path="/v1/models"),
 }
 
+MESSAGES = "/v1/messages"
+BAD_MESSAGES = {
+    "malformed JSON": BadRequest(b'{"model": ', ("JSON",), path=MESSAGES),
+    "no UTF-8": BadRequest(b'{"model": "\xff\xfe"}', ("UTF-8",), path=MESSAGES),
+    "no messages": BadRequest(
+        {"model": MODEL, "max_tokens": 1}, ("messages", "required"), path=MESSAGES
+    ),
+    "max_tokens of a wrong type": BadRequest(
+        {"model": MODEL, "max_tokens": "many", "messages": HELLO}, ("max_tokens",), path=MESSAGES
+    ),
+    "unknown model": BadRequest(
+        {"model": "nope", "max_tokens": 1, "messages": HELLO}, ("nope",), 404, path=MESSAGES
+    ),
+}
+
 CLOSED_PATHS = (
     "/nowhere",
     "/start_profile",
@@ -124,6 +141,26 @@ async def test_what_is_not_served_is_not_found(
     error = assert_refused(await http.post(path, json={}), 404)
 
     assert path in error["message"]
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+async def test_a_bad_message_is_refused_in_anthropics_shape(
+    server: Program, http: httpx.AsyncClient, name: str
+) -> None:
+    """On Anthropic's path the error is Anthropic's, so that its clients show the sentence."""
+    bad = BAD_MESSAGES[name]
+
+    answer = await http.post(
+        bad.path, content=bad.content, headers={"Content-Type": "application/json"}
+    )
+
+    assert answer.status_code == bad.status, answer.text
+    assert answer.json().keys() == {"type", "error"}
+    assert answer.json()["type"] == "error"
+    error = answer.json()["error"]
+    kind = "not_found_error" if bad.status == 404 else "invalid_request_error"
+    assert error["type"] == kind
+    assert all(part in error["message"] for part in bad.says), error["message"]
 
 
 async def test_a_stream_that_cannot_begin_is_refused_as_any_request(
