@@ -128,6 +128,10 @@ class FleetClient(EngineCoreClient):
                 await link.send([EngineCoreRequestType.ABORT.value, *self._encode(ids)])
 
     async def get_output_async(self) -> EngineCoreOutputs:
+        if not self._outputs.empty():
+            # Taking from a queue that holds something does not wait, and vLLM takes in a loop: a
+            # gateway that is behind would let no new request in until it has caught up.
+            await asyncio.sleep(0)
         return await self._outputs.get()
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:

@@ -205,6 +205,31 @@ async def test_outputs_of_all_engines_come_in_one_stream() -> None:
                 assert [output.request_id for output in merged.outputs] == [name]
 
 
+async def test_a_backlog_of_outputs_leaves_others_their_turn() -> None:
+    """However far the frontend is behind, what else is ready runs between two messages."""
+    num_turns = 0
+
+    async def take_turns() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            await gate.add("r1")
+            for _ in range(20):
+                await engine.send(CLIENT, outputs("r1"))
+            await until(lambda: gate.client._outputs.qsize() == 20)
+
+            others = asyncio.create_task(take_turns())
+            for _ in range(20):
+                await gate.client.get_output_async()
+            others.cancel()
+
+            assert num_turns >= 20
+
+
 async def test_a_finished_request_is_let_go() -> None:
     """It counts as ended, for the metrics and for the load of its engine."""
     with StandInEngine() as engine:
