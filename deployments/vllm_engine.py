@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -213,6 +214,11 @@ def make_engine_args(settings: Mapping[str, Any]) -> AsyncEngineArgs:
     if (transfer := arguments.get("kv_transfer_config")) is not None:
         arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
     return AsyncEngineArgs(**arguments)
+
+
+def unknown_engine_args(settings: Mapping[str, Any]) -> list[str]:
+    """Those that vLLM's engine has no argument for."""
+    return sorted(settings.keys() - {field.name for field in fields(AsyncEngineArgs)})
 
 
 def run(order: EngineOrder) -> None:

@@ -14,7 +14,7 @@ import yaml
 from app.config_file import ServeConfig, read_serve_config
 from app.deploy_watch import DeployWatcher, tell, wait_until_served, watch_while_served
 from app.devices import has_cuda
-from app.errors import DeployFailedError, PortInUseError, UsageError
+from app.errors import ConfigFileError, DeployFailedError, PortInUseError, UsageError
 from app.local_cluster import HOST, local_cluster
 from app.memory import check_memory
 from app.models import model_name, resolve_model
@@ -54,6 +54,8 @@ def run(options: Namespace) -> int:
         raise PortInUseError(host, port, holder_of_port(port))
     on_cuda = config.args.device == "cuda" or (config.args.device == "auto" and has_cuda())
     resolve_model(config.args.model)
+    open_directory(config.args.tenants_file, config.args.tenants)  # or say what is wrong with it
+    _check_engine_args(options.config, config.args)
     check_memory(config.args, on_cuda=on_cuda)
     started_s = time.monotonic()
     tell("starting Ray", 0.0)
@@ -81,8 +83,26 @@ def _overrides(options: Namespace) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: NAME=VALUE is wanted")
-        given[name] = yaml.safe_load(value)
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {name}: {value!r} is not YAML") from None
     return given
+
+
+def _check_engine_args(path: Path, args: AppArgs) -> None:
+    """Find a misspelt one here: an engine finds it after half a minute, and Serve tries thrice.
+
+    Raises:
+        ConfigFileError: vLLM has no engine argument of that name.
+    """
+    if not args.engine_args:
+        return  # vLLM takes seconds to import
+    from deployments.vllm_engine import unknown_engine_args
+
+    unknown = unknown_engine_args(args.engine_args)
+    if unknown:
+        raise ConfigFileError(path, f"args.engine_args: vLLM knows no {', '.join(unknown)}")
 
 
 def _deploy(args: AppArgs, host: str, port: int, started_s: float) -> None:
