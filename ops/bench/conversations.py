@@ -2,8 +2,8 @@
 
 Owns the workload of ``bench switch``: who says how much and when. Rows keep their proportions:
 token counts and times are each scaled by one constant. Without a trace the rows are drawn in the
-shape of a real multi-turn trace (mooncake_conversation_multiturn16k: a long first prompt, short
-ones after it). A turn's ids are drawn here; the output they lead to comes from the engine.
+shape of chats over a document: a long first prompt, then short ones and longer answers. A turn's
+ids are drawn here; the output they lead to comes from the engine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ import msgspec
 
 from ops.bench.workload import TraceRow, random_ids
 
-_TURNS = (2, 7)
+_TURNS = (3, 7)
 _ARRIVAL_S, _THINK_S = 2.0, 20.0  # means
 
 
 @dataclass(frozen=True, slots=True)
 class _LogNormal:
-    """Token counts that spread around their median as those of the trace do."""
+    """Token counts around a median."""
 
     median: float
     spread: float
@@ -29,8 +29,8 @@ class _LogNormal:
         return max(1, round(self.median * random.lognormvariate(0.0, self.spread)))
 
 
-_FIRST_INPUT, _LATER_INPUT = _LogNormal(4700, 0.6), _LogNormal(120, 1.5)
-_OUTPUT = _LogNormal(340, 0.5)
+_FIRST_INPUT, _LATER_INPUT = _LogNormal(4000, 0.3), _LogNormal(100, 0.5)
+_OUTPUT = _LogNormal(450, 0.4)
 
 
 class Turn(msgspec.Struct, array_like=True, frozen=True):
