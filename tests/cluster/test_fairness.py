@@ -1,15 +1,16 @@
-"""Shares of service between tenants that are always backlogged, on real engines."""
+"""Shares of service between backlogged tenants, and who makes room for whom, on real engines."""
 
+import asyncio
 from collections.abc import Sequence
 
 import httpx
 import pytest
 
 from tests.cluster.conftest import NUM_ENGINES, NUM_SEATS
-from tests.cluster.fleet import Fleet, fleet_when
-from tests.cluster.program import Program
+from tests.cluster.fleet import Fleet, fleet_when, look
+from tests.cluster.program import POLL_S, Program
 from tests.cluster.tenants import HEAVY, LIGHT
-from tests.cluster.traffic import backlog, complete, completion
+from tests.cluster.traffic import Stream, backlog, complete, completion
 
 pytestmark = pytest.mark.cluster
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.cluster
 CROWD = NUM_ENGINES * NUM_SEATS + 4
 LONG = 8000
 WINDOW_UNITS = 120_000.0
+FURTHER_WITHIN_S = 60.0
 
 
 async def test_service_follows_the_weights(server: Program, http: httpx.AsyncClient) -> None:
@@ -45,7 +47,7 @@ async def test_a_tenant_back_from_idle_is_neither_starved_nor_owed(
         backlog(http, HEAVY, num_requests=CROWD, max_tokens=LONG) as heavy,
     ):
         begin = await all_served(http, (LIGHT, HEAVY))
-        await later(http, begin, WINDOW_UNITS / 2)
+        await later(http, begin, WINDOW_UNITS / 4)
         async with backlog(http, back, num_requests=CROWD, max_tokens=LONG) as returned:
             begin = await all_served(http, (LIGHT, HEAVY, back))
             end = await later(http, begin, WINDOW_UNITS)
@@ -55,6 +57,42 @@ async def test_a_tenant_back_from_idle_is_neither_starved_nor_owed(
     per_weight = {LIGHT: gained[LIGHT], HEAVY: gained[HEAVY] / 2, back: gained[back]}
     mean = sum(per_weight.values()) / 3
     assert per_weight == pytest.approx(dict.fromkeys(per_weight, mean), rel=0.1)
+
+
+async def test_an_urgent_request_displaces_and_the_displaced_come_back(
+    server: Program, http: httpx.AsyncClient
+) -> None:
+    """On a full fleet a newcomer is served before any request ends; those displaced lose nothing.
+
+    Their KV comes back from host memory: no token is computed twice, no answer is another one.
+    """
+    before = await look(http)
+    crowd = [Stream(http, completion(max_tokens=LONG), tenant="crowd") for _ in range(CROWD)]
+    await fleet_when(http, lambda fleet: fleet.is_full, "all seats are taken")
+
+    urgent = Stream(http, completion(max_tokens=20), tenant="urgent")
+    await urgent.end()
+
+    assert urgent.finish_reason == "length"
+    assert not any(stream.has_ended for stream in crowd)
+    after = await fleet_when(
+        http,
+        lambda fleet: fleet.switched("swaps_in") > before.switched("swaps_in"),
+        "the displaced are back",
+    )
+    assert after.switched("recomputed_tokens") == before.switched("recomputed_tokens")
+    await all_further([stream for stream in crowd if stream.num_tokens])
+    longest = max((stream.text for stream in crowd), key=len)
+    assert all(longest.startswith(stream.text) for stream in crowd)
+    await asyncio.gather(*(stream.leave() for stream in crowd))
+
+
+async def all_further(streams: Sequence[Stream]) -> None:
+    """Returns once each of the streams has had more tokens."""
+    had = [stream.num_tokens for stream in streams]
+    async with asyncio.timeout(FURTHER_WITHIN_S):
+        while any(stream.num_tokens <= num for stream, num in zip(streams, had, strict=True)):
+            await asyncio.sleep(POLL_S)
 
 
 async def all_served(http: httpx.AsyncClient, tenants: Sequence[str]) -> Fleet:
