@@ -8,12 +8,13 @@ import pytest
 
 from app.demo_model import write_demo_model
 from tests.cluster.fleet import fleet_when
-from tests.cluster.program import MODEL, Program, running, stretched
+from tests.cluster.program import MODEL, Program, running
 from tests.cluster.tenants import Tenants
 
 NUM_ENGINES = 2
 NUM_SEATS = 8  # requests that run at once, per engine
 MAX_BODY_BYTES = 100_000
+IDLE_WITHIN_S = 30.0
 
 SETTINGS = (
     f"max_num_seqs={NUM_SEATS}",
@@ -76,5 +77,5 @@ async def server(program: Program, http: httpx.AsyncClient) -> AsyncIterator[Pro
     await fleet_when(http, lambda fleet: len(fleet.engines) == NUM_ENGINES, "both engines are up")
     yield program
     await fleet_when(
-        http, lambda fleet: fleet.is_idle, "nothing is left of the requests", within_s=stretched(5)
+        http, lambda fleet: fleet.is_idle, "nothing is left of the requests", within_s=IDLE_WITHIN_S
     )
