@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 NUM_LEVELS = 8
-_STAY_SERVED, _STAY_WAITING = 0.75, 0.5  # chances to keep a level in the better and worse half
+_STAY_SERVED, _STAY_WAITING = 0.65, 0.4  # chances to keep a level in the better and worse half
 
 Pattern = Callable[[str, Sequence[str]], Iterator[list[int]]]
 

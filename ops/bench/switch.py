@@ -91,9 +91,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--trace", type=Path, metavar="FILE", help="conversations of a .jsonl.gz trace instead"
     )
     for name, default, meaning in (
-        ("conversations", 24, ""),
+        ("conversations", 20, ""),
         ("turns", 6, "of a conversation at most "),
-        ("context-tokens", 2048, "of the longest turn "),
+        ("context-tokens", 1536, "of the longest turn "),
         ("max-num-seqs", 12, "size of the batch "),
         ("max-num-batched-tokens", 512, "of one engine step "),
         ("block-tokens", 32, "of a KV block, the fewest that vLLM takes on a CPU "),
@@ -109,15 +109,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device-share",
         type=share,
-        default=0.3,
+        default=0.2,
         metavar="X",
-        help="of the KV of all conversations at their longest that the device holds (default: 0.3)",
+        help="of the KV of all conversations at their longest that the device holds (default: 0.2)",
     )
     parser.add_argument(
         "--host-kv-gib",
         type=positive,
+        default=2.0,
         metavar="G",
-        help="host memory for KV (default: serve_config.yaml's)",
+        help="host memory for KV (default: 2)",
     )
     parser.add_argument(
         "--pattern", choices=PATTERNS, default="markov", help="of priorities (default: markov)"
@@ -130,7 +131,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="changes of all priorities per engine step (default: 0.04)",
     )
     parser.add_argument(
-        "--arrivals-s", type=positive, default=4.0, metavar="S", help="(default: 4)"
+        "--arrivals-s", type=positive, default=7.0, metavar="S", help="(default: 7)"
     )
     parser.add_argument(
         "--pause-s", type=positive, default=0.5, metavar="S", help="at most (default: 0.5)"
@@ -278,6 +279,7 @@ def describe(workloads: Sequence[Workload], options: Namespace) -> dict[str, Any
         "block_tokens": options.block_tokens,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
+        "host_kv_gib": options.host_kv_gib,
         "pattern": options.pattern,
         "frequency": options.frequency,
         "repeats": options.repeats,
