@@ -297,9 +297,9 @@ def table(keys: Mapping[str, Any]) -> Table:
     )
     shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for heading in ("tok/s", "TTFT p99", "TBT p99.9", "switches", "tokens again"):
+    for heading in ("tok/s", "TTFT p99", "TBT p99.9", "tokens again"):
         shown.add_column(heading, justify="right")
-    for heading in ("out", "in", "run", "stall"):
+    for heading in ("switches", "out", "in", "run", "stall"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for mode, one in keys["modes"].items():
         run_blocks = one["mean_run_blocks"]
@@ -308,7 +308,7 @@ def table(keys: Mapping[str, Any]) -> Table:
             f"{one['throughput_tok_s']:.0f}",
             f"{one['ttft_ms']['p99']:.0f}",
             f"{one['tbt_ms']['p999']:.0f}",
-            *(str(one[name]) for name in ("switches", "recomputed_tokens")),
+            *(str(one[name]) for name in ("recomputed_tokens", "switches")),
             *(str(one[name]) for name in ("blocks_out", "blocks_in")),
             "" if run_blocks is None else f"{run_blocks:.1f}",
             f"{one['stall_share']:.2%}",
