@@ -4,15 +4,24 @@ A waiting request displaces a running one only if its priority number is strictl
 far as it lacks a sequence slot or KV blocks, and only if it then fits; the worst ranked goes
 first. A prefill that would leave it no tokens of the step is held for that step instead: that
 copies nothing. Where even the running lack blocks, the worst ranked leaves for them too.
+
+So that no two requests take turns on the device at every change of their ranks, a request that
+was displaced itself displaces only those that have run a quantum; a newcomer displaces anybody.
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item", bound=Any)
+
+# A run lasts at least so many steps and so many times what the switch behind it cost: switches
+# then take at most 1/16 of the engine's time, and whoever waits for one to end still waits less
+# than half a second at 30 ms per step.
+QUANTUM = 16
 
 
 class HeldBlock(Protocol):
@@ -35,6 +44,10 @@ class WaitingRequest:
     num_tokens: int  # it would compute in this step, given the whole budget
     min_tokens: int  # with fewer it is not admitted at all
     cached_blocks: Sequence[HeldBlock] = ()  # it would start from, needed beside num_blocks
+    was_displaced: bool = False  # at least once since it arrived
+    is_holder: bool = False  # it has blocks already: nobody is admitted before it
+    has_slot: bool = False  # kept for it while its KV was loaded
+    is_load: bool = False  # it would only begin to load, beside what prefills still need
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,8 @@ class RunningRequest:
     blocks: Sequence[HeldBlock]
     num_growth_blocks: int
     num_tokens: int
+    num_reserved_blocks: int = 0  # that its prefill will need after this step
+    is_in_quantum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,7 @@ class Room:
     num_blocks: int
     num_tokens: int
     watermark_blocks: int = 0  # kept free while anything else runs
+    reserved_blocks: int = 0  # that prefills in flight will need after this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +100,18 @@ def choose_displaced(
     choice = _Choice(running, room)
     choice.cover_shortage()
     for request in waiting:
-        if not choice.has_outranked_by(request) or not choice.admit(request):
+        # A holder is in the way of better ones until it is admitted, whomever it outranks.
+        if not request.is_holder and not choice.has_outranked_by(request):
+            break
+        if not choice.admit(request):
             break
     return choice.displacement
+
+
+def quantum_steps(switch_s: float, step_s: float) -> int:
+    """Steps that a request runs undisturbed after a switch of this cost; either may be unknown."""
+    num_steps_lost = switch_s / step_s if step_s else 0.0
+    return math.ceil(QUANTUM * max(num_steps_lost, 1.0))
 
 
 def ranked(heap: Sequence[Item]) -> Iterator[Item]:
@@ -139,6 +164,7 @@ class _Choice:
         self._held: set[str] = set()
         self._freed = _FreedBlocks()
         self._watermark_blocks = room.watermark_blocks
+        self._num_reserved_blocks = room.reserved_blocks
         self._num_beside = room.num_running  # that run, or will
         self._num_slots = room.num_slots
         self._num_blocks = room.num_blocks
@@ -153,8 +179,13 @@ class _Choice:
         )
 
     def cover_shortage(self) -> None:
-        """Send the worst ranked away until the rest have the blocks that they ask for."""
-        for one in self._worst_first():
+        """Send the worst ranked away until the rest have the blocks that they ask for.
+
+        Those within their quantum go last, but they go: else nobody might ever get on.
+        """
+        if self._num_blocks >= 0:
+            return
+        for one in sorted(self._worst_first(), key=lambda one: one.is_in_quantum):
             if self._num_blocks + self._freed.count >= 0 or self._num_beside <= 1:
                 return
             self._send_away(one)
@@ -172,17 +203,22 @@ class _Choice:
                 self._bring_back(one)
             return False
         self._num_beside += 1
-        self._num_slots -= 1
+        self._num_slots -= not request.has_slot
         self._num_blocks -= request.num_blocks
         self._num_tokens -= min(self._num_tokens, request.num_tokens)
         return True
 
     def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
-        """Those still running that make way for ``request``, worst first."""
+        """Those still running whose rank is lower than that of ``request``, worst first."""
         for one in self._worst_first():
             if one.priority <= request.priority:
                 return
             if one.request_id not in self._gone:
+                yield one
+
+    def _displaceable_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
+        for one in self._outranked_by(request):
+            if not (one.is_in_quantum and request.was_displaced):
                 yield one
 
     def _worst_first(self) -> Iterator[RunningRequest]:
@@ -192,19 +228,21 @@ class _Choice:
             yield one
 
     def _has_slot_and_blocks(self, request: WaitingRequest) -> bool:
-        return self._num_slots > 0 and self._num_lacking_blocks(request) <= 0
+        return self._num_slots + request.has_slot > 0 and self._num_lacking_blocks(request) <= 0
 
     def _num_lacking_blocks(self, request: WaitingRequest) -> int:
         watermark = self._watermark_blocks if self._num_beside else 0
         # What a victim shared with it is free for others to take, but not for itself.
         num_needed = request.num_blocks + self._freed.num_among(request.cached_blocks) + watermark
+        if request.is_load:
+            num_needed += self._num_reserved_blocks
         return num_needed - self._num_blocks - self._freed.count
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
         if self._is_out_of_reach(request):
             return []
         gone = []
-        for one in self._outranked_by(request):
+        for one in self._displaceable_by(request):
             if self._has_slot_and_blocks(request):
                 break
             self._send_away(one)
@@ -217,8 +255,10 @@ class _Choice:
         num_lacking = self._num_lacking_blocks(request) - self._watermark_blocks
         if num_lacking <= 0:
             return False
-        outranked = self._outranked_by(request)
-        return num_lacking > sum(len(one.blocks) + one.num_growth_blocks for one in outranked)
+        return num_lacking > sum(
+            len(one.blocks) + one.num_growth_blocks + one.num_reserved_blocks
+            for one in self._displaceable_by(request)
+        )
 
     def _can_spare(self, one: RunningRequest, request: WaitingRequest) -> bool:
         self._bring_back(one)
@@ -249,6 +289,7 @@ class _Choice:
         self._num_beside -= 1
         self._num_slots += 1
         self._num_blocks += one.num_growth_blocks
+        self._num_reserved_blocks -= one.num_reserved_blocks
         if one.request_id not in self._held:
             self._num_tokens += one.num_tokens
 
@@ -258,5 +299,6 @@ class _Choice:
         self._num_beside += 1
         self._num_slots -= 1
         self._num_blocks -= one.num_growth_blocks
+        self._num_reserved_blocks += one.num_reserved_blocks
         if one.request_id not in self._held:
             self._num_tokens -= one.num_tokens

@@ -40,7 +40,7 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     swaps_in: int = 0
     blocks_out: int = 0
     blocks_in: int = 0
-    fallbacks: int = 0  # preemptions whose KV found no room in host memory or cannot be swapped
+    fallbacks: int = 0  # preemptions whose KV was thrown away
     recomputed_tokens: int = 0
     stall_s: float = 0.0  # the engine loop waited for copies
     unswitchable: int = 0  # fallbacks because of a feature whose state lies not in the KV alone
@@ -53,6 +53,7 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     evicted_blocks: int = 0  # overwritten in host memory for others
     lost_copies: int = 0  # swapped-out requests that lost KV in that way
     failed_blocks: int = 0  # copies that failed
+    cheaper_recomputes: int = 0  # fallbacks since computing again would take less time than a swap
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):

@@ -43,6 +43,11 @@ def _switch(name: str) -> Callable[[Numbers], float]:
     return lambda engine: engine["switches"][name]
 
 
+def _other_fallbacks(engine: Numbers) -> float:
+    switches = engine["switches"]
+    return switches["fallbacks"] - switches["unswitchable"] - switches["cheaper_recomputes"]
+
+
 _TENANT_FAMILIES = (
     _Family(
         "fastswitch_tenant_service",
@@ -137,9 +142,67 @@ _ENGINE_FAMILIES = (
     ),
     _Family(
         "fastswitch_engine_swap_fallbacks",
-        "Preemptions whose KV was thrown away: no room in host memory, or not to be swapped.",
+        "Preemptions whose KV was thrown away, by reason: the request has state beside its KV, "
+        "computing again is quicker, or other (no room in host memory, a reset, a failed load).",
         CounterMetricFamily,
-        (_Series(_switch("fallbacks")),),
+        (
+            _Series(_switch("unswitchable"), ("unswitchable",)),
+            _Series(_switch("cheaper_recomputes"), ("cheaper",)),
+            _Series(_other_fallbacks, ("other",)),
+        ),
+        ("reason",),
+    ),
+    _Family(
+        "fastswitch_engine_swap_copies",
+        "Contiguous copies that moved swapped blocks: blocks per copy is the mean run.",
+        CounterMetricFamily,
+        (
+            _Series(_switch("descriptors_out"), ("out",)),
+            _Series(_switch("descriptors_in"), ("in",)),
+        ),
+        ("direction",),
+    ),
+    _Family(
+        "fastswitch_engine_copied_ahead_blocks",
+        "Of the blocks copied to host memory, those copied before their request made way.",
+        CounterMetricFamily,
+        (_Series(_switch("blocks_ahead")),),
+    ),
+    _Family(
+        "fastswitch_engine_reused_blocks",
+        "Blocks that a swap-out did not send, since host memory had them already.",
+        CounterMetricFamily,
+        (_Series(_switch("blocks_spared")),),
+    ),
+    _Family(
+        "fastswitch_engine_async_swaps_in",
+        "Of the swaps in, those beside which the engine went on.",
+        CounterMetricFamily,
+        (_Series(_switch("async_swaps_in")),),
+    ),
+    _Family(
+        "fastswitch_engine_swap_conflicts",
+        "Steps that had to wait for a copy that still read a block they write.",
+        CounterMetricFamily,
+        (_Series(_switch("conflicts")),),
+    ),
+    _Family(
+        "fastswitch_engine_evicted_host_blocks",
+        "KV blocks in host memory that were overwritten for others.",
+        CounterMetricFamily,
+        (_Series(_switch("evicted_blocks")),),
+    ),
+    _Family(
+        "fastswitch_engine_lost_copies",
+        "Swapped-out requests that lost KV in that way and compute it again.",
+        CounterMetricFamily,
+        (_Series(_switch("lost_copies")),),
+    ),
+    _Family(
+        "fastswitch_engine_failed_copy_blocks",
+        "KV blocks whose copy failed.",
+        CounterMetricFamily,
+        (_Series(_switch("failed_blocks")),),
     ),
     _Family(
         "fastswitch_engine_recomputed_tokens",

@@ -4,17 +4,21 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scheduler.displacement import (
     NO_DISPLACEMENT,
+    QUANTUM,
     Displacement,
     Room,
     RunningRequest,
     WaitingRequest,
     choose_displaced,
+    quantum_steps,
     ranked,
 )
 
@@ -335,3 +339,137 @@ def _admitted(
         num_slots, num_blocks = num_slots - 1, num_blocks - one.num_blocks
         admitted.append(one)
     return admitted
+
+
+# --- the quantum ----------------------------------------------------------------------------------
+
+
+def in_quantum(
+    name: str, priority: int, *, num_tokens: int = 1, num_growth_blocks: int = 0
+) -> RunningRequest:
+    one = running(name, priority, num_tokens=num_tokens, num_growth_blocks=num_growth_blocks)
+    return replace(one, is_in_quantum=True)
+
+
+def displaced(name: str, priority: int) -> WaitingRequest:
+    return replace(waiting(name, priority), was_displaced=True)
+
+
+def test_one_that_was_displaced_waits_for_a_quantum_to_end() -> None:
+    """It takes the place of the worst ranked that has run its quantum, or of nobody."""
+    seated = [running("better", 3), in_quantum("worst", 9)]
+
+    assert choose([displaced("back", 0)], seated, Free()).victims == ("better",)
+    assert choose([displaced("back", 0)], seated[1:], Free()) == NO_DISPLACEMENT
+
+
+def test_a_newcomer_heeds_no_quantum() -> None:
+    """One that was never displaced takes the worst place, however new its holder is to it."""
+    seated = [running("better", 3), in_quantum("worst", 9)]
+
+    assert choose([waiting("new", 0)], seated, Free()).victims == ("worst",)
+
+
+def test_a_prefill_is_held_also_within_its_quantum() -> None:
+    """Sitting a step out is no displacement: it costs no copy."""
+    seated = [in_quantum("prefill", 9, num_tokens=64)]
+    free = Free(slots=1, blocks=10, tokens=64)
+
+    assert choose([displaced("back", 0)], seated, free) == Displacement(held=("prefill",))
+
+
+def test_where_blocks_are_short_those_within_their_quantum_go_last() -> None:
+    """But they go: somebody must get on."""
+    seated = [running("a", 1, num_growth_blocks=2), in_quantum("b", 9, num_growth_blocks=2)]
+
+    assert choose([], seated, Free(blocks=2)).victims == ("a",)
+    both_new = [replace(one, is_in_quantum=True) for one in seated]
+    assert choose([], both_new, Free(blocks=2)).victims == ("b",)
+
+
+def test_a_holder_of_blocks_is_admitted_before_better_ones_whomever_it_outranks() -> None:
+    """It has its slot and fits, so it is in nobody's way, and the next makes room for itself."""
+    holder = WaitingRequest("landed", 9, 1, 1, 1, is_holder=True, has_slot=True)
+    free = Free(slots=0, blocks=2)
+
+    assert choose([holder, waiting("new", 0)], [running("low", 5)], free).victims == ("low",)
+
+
+def test_a_load_begins_only_beside_what_prefills_still_need() -> None:
+    """Blocks reserved for a prefill count as free only if that prefill makes way."""
+    prefill = replace(running("prefill", 9, num_tokens=8), num_reserved_blocks=5)
+    load = replace(waiting("load", 0, num_blocks=2), is_load=True)
+    room = Room(num_running=1, num_slots=1, num_blocks=4, num_tokens=50, reserved_blocks=5)
+
+    assert choose_displaced([load], [prefill], room).victims == ("prefill",)
+    assert choose_displaced([waiting("new", 0, num_blocks=2)], [prefill], room) == NO_DISPLACEMENT
+
+
+def test_a_quantum_lasts_as_long_as_its_switch_was_dear() -> None:
+    """So many steps at least, and so many times the switch's own time; unknown costs count as 0."""
+    assert quantum_steps(0.0, 0.0) == quantum_steps(1.0, 0.0) == QUANTUM
+    assert quantum_steps(0.001, 0.01) == QUANTUM
+    assert quantum_steps(0.025, 0.01) == 2.5 * QUANTUM
+
+
+@given(num_slots=st.integers(1, 4), seed=st.integers(0, 2**32), period=st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_whoever_is_displaced_by_a_returner_has_run_a_quantum(
+    num_slots: int, seed: int, period: int
+) -> None:
+    """Whatever an adversary does to the ranks, runs are cut short by newcomers alone.
+
+    So no two requests displace each other within a quantum: the second of the two is a returner.
+    """
+    slots = Slots(num_slots)
+    chance = random.Random(seed)
+
+    for step in range(200):
+        if step % period == 0:
+            priorities = {name: chance.randrange(4) for name in slots.names}
+        slots.step(priorities)
+
+    assert all(num_short <= num_newcomers for num_short, num_newcomers in slots.cut_short)
+    assert sum(num_newcomers for _, num_newcomers in slots.cut_short) <= len(slots.names)
+
+
+class Slots:
+    """An engine with slots alone, which obeys the choice and admits in order of rank."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.names = [f"r{index}" for index in range(8)]
+        self.cut_short: list[tuple[int, int]] = []  # by step: runs cut short, newcomers admitted
+        self._num_slots = num_slots
+        self._step = 0
+        self._admitted_at: dict[str, int] = {}
+        self._displaced: set[str] = set()
+
+    def step(self, priorities: dict[str, int]) -> None:
+        self._step += 1
+        by_rank = sorted(self.names, key=lambda name: (priorities[name], name))
+        seated = [
+            replace(running(name, priorities[name]), is_in_quantum=self._is_in_quantum(name))
+            for name in by_rank
+            if name in self._admitted_at
+        ]
+        queue = [
+            replace(waiting(name, priorities[name]), was_displaced=name in self._displaced)
+            for name in by_rank
+            if name not in self._admitted_at
+        ]
+        num_free = self._num_slots - len(seated)
+        victims = choose(queue, seated, Free(slots=num_free)).victims
+        admitted = queue[: num_free + len(victims)]
+        self.cut_short.append(
+            (
+                sum(self._is_in_quantum(name) for name in victims),
+                sum(not one.was_displaced for one in admitted),
+            )
+        )
+        for name in victims:
+            del self._admitted_at[name]
+        self._displaced.update(victims)
+        self._admitted_at |= {one.request_id: self._step for one in admitted}
+
+    def _is_in_quantum(self, name: str) -> bool:
+        return self._step < self._admitted_at[name] + QUANTUM

@@ -60,6 +60,14 @@ def request(name: str, *, priority: int = 0, arrival_s: float = 0.0) -> Request:
         ("reset_prefix_cache", ["self", "reset_running_requests", "reset_connector"]),
         ("_get_local_prefix_cache_hit", ["self", "request"]),
         ("get_request_counts", ["self"]),
+        ("update_from_output", ["self", "scheduler_output", "model_runner_output"]),
+        ("_set_kv_fetch_stage", ["self", "request", "stage"]),
+        ("_free_request_blocks", ["self", "request"]),
+        ("_request_remaining_blocks", ["self", "request"]),
+        (
+            "_update_requests_with_invalid_blocks",
+            ["self", "requests", "invalid_block_ids", "num_scheduled_tokens", "evict_blocks"],
+        ),
     ],
 )
 def test_methods_take_what_we_pass_on(method: str, parameters: list[str]) -> None:
@@ -75,7 +83,9 @@ def test_the_async_scheduler_overrides_none_of_ours() -> None:
         "_preempt_request",
         "_free_request",
         "_handle_invalid_blocks",
+        "_set_kv_fetch_stage",
         "reset_prefix_cache",
+        "update_from_output",
     }
 
     assert issubclass(AsyncScheduler, Scheduler)
@@ -169,7 +179,12 @@ def test_the_state_we_read_and_write_is_there(scheduler: Scheduler) -> None:
     assert scheduler.deferred_frees == deque()
     assert scheduler.prev_step_scheduled_req_ids == set()
     assert scheduler.num_waiting_for_streaming_input == 0
-    assert scheduler.max_num_active_reqs == 4
+    assert vars(scheduler)["max_num_active_reqs"] == 4  # ours makes a property of it
+    assert (scheduler.finished_recving_kv_req_ids, scheduler.failed_recving_kv_req_ids) == (
+        set(),
+        set(),
+    )
+    assert scheduler._inflight_prefills == set()
     assert scheduler.max_num_scheduled_tokens > 0
     assert scheduler.scheduler_reserve_full_isl in (True, False)
     assert scheduler.kv_cache_manager.watermark_blocks == 0
@@ -184,6 +199,34 @@ def test_deferred_frees_are_fences_and_blocks() -> None:
     assert "self.deferred_frees.append((self.sched_step_seq, blocks))" in source
 
 
+def test_slots_are_counted_anew_before_each_admission() -> None:
+    """The limit is read inside the loop over those that wait, and block holders come first."""
+    source = inspect.getsource(Scheduler.schedule)
+    loop = source[source.index("while token_budget > 0:") :]
+
+    order = [
+        "request_queue = self.kv_holding_waiting",
+        "if num_running >= self.max_num_active_reqs:",
+        "request = request_queue.peek_request()",
+        "self._set_kv_fetch_stage(request, KV_FETCH_IN_PROGRESS)",
+        "request = request_queue.pop_request()",
+        "self._set_kv_fetch_stage(request, None)",
+    ]
+    places = [loop.index(line) for line in order]
+    assert places == sorted(places)
+    assert source.count("max_num_active_reqs") == 1
+
+
+def test_finished_loads_are_taken_up_by_the_next_step() -> None:
+    """A load that has landed changes its request's stage, and a failed one starts over if empty."""
+    landed = inspect.getsource(Scheduler._update_from_kv_xfer_finished)
+    taken_up = inspect.getsource(Scheduler._update_waiting_for_remote_kv)
+
+    assert "self._set_kv_fetch_stage(req, KV_FETCH_COMPLETED_WAITING)" in landed
+    assert "request.request_id in self.failed_recving_kv_req_ids" in taken_up
+    assert "self.kv_cache_manager.free(request)" in taken_up
+
+
 def test_requests_carry_what_we_report() -> None:
     """A request has its conversation, its counts, and the flags that decide about swapping."""
     one = request("a")
@@ -192,6 +235,7 @@ def test_requests_carry_what_we_report() -> None:
     assert (one.num_tokens, one.num_prompt_tokens, one.num_output_tokens) == (40, 40, 0)
     assert (one.resumable, one.has_encoder_inputs, one.skip_reading_prefix_cache) == (False,) * 3
     assert (one.num_stale_output_tokens, one.drop_stale_output) == (0, False)
+    assert (one.num_preemptions, one.is_prefill_chunk) == (0, False)
     assert (one.lora_request, one.structured_output_request) == (None, None)
 
 

@@ -17,6 +17,8 @@ from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 
+LABELS = {"tenant", "engine", "kind", "state", "pool", "direction", "reason"}
+
 
 def make_tenant(service: float, **numbers: float) -> dict[str, float]:
     return {
@@ -87,9 +89,20 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         swaps_in=3,
         blocks_out=40,
         blocks_in=30,
-        fallbacks=1,
+        fallbacks=9,
         recomputed_tokens=77,
         stall_s=0.25,
+        unswitchable=2,
+        cheaper_recomputes=3,
+        descriptors_out=11,
+        descriptors_in=12,
+        blocks_ahead=13,
+        blocks_spared=14,
+        async_swaps_in=15,
+        conflicts=16,
+        evicted_blocks=17,
+        lost_copies=18,
+        failed_blocks=19,
     )
     report = EngineProgress(
         step=7,
@@ -133,11 +146,27 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("fastswitch_engine_swaps_total", {"direction": "in"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "out"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "in"}),
-            ("fastswitch_engine_swap_fallbacks_total", {}),
             ("fastswitch_engine_recomputed_tokens_total", {}),
             ("fastswitch_engine_swap_stall_seconds_total", {}),
         )
-    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 1, 77, 0.25]
+    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 77, 0.25]
+    assert [
+        exposed.value(f"fastswitch_engine_{name}_total", engine="e1", **labels)
+        for name, labels in (
+            ("swap_fallbacks", {"reason": "unswitchable"}),
+            ("swap_fallbacks", {"reason": "cheaper"}),
+            ("swap_fallbacks", {"reason": "other"}),
+            ("swap_copies", {"direction": "out"}),
+            ("swap_copies", {"direction": "in"}),
+            ("copied_ahead_blocks", {}),
+            ("reused_blocks", {}),
+            ("async_swaps_in", {}),
+            ("swap_conflicts", {}),
+            ("evicted_host_blocks", {}),
+            ("lost_copies", {}),
+            ("failed_copy_blocks", {}),
+        )
+    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 15, 16, 17, 18, 19]
 
 
 def test_before_the_first_snapshot_only_the_missing_router_shows() -> None:
@@ -159,7 +188,7 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
         assert family.documentation.endswith(".")
         assert family.type in ("counter", "gauge")
         for sample in family.samples:
-            assert set(sample.labels) <= {"tenant", "engine", "kind", "state", "pool", "direction"}
+            assert set(sample.labels) <= LABELS
 
 
 def test_a_hundred_thousand_tenants_stay_few_series() -> None:
