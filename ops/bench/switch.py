@@ -92,10 +92,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--trace", type=Path, metavar="FILE", help="conversations of a .jsonl.gz trace instead"
     )
     for name, default, meaning in (
-        ("conversations", 20, ""),
+        ("conversations", 32, ""),
         ("turns", 6, "of a conversation at most "),
         ("context-tokens", 1536, "of the longest turn "),
-        ("max-num-seqs", 12, "size of the batch "),
+        ("max-num-seqs", 24, "size of the batch "),
         ("max-num-batched-tokens", 512, "of one engine step "),
         ("block-tokens", 32, "of a KV block, the fewest that vLLM takes on a CPU "),
         ("repeats", 1, ""),
@@ -110,9 +110,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device-share",
         type=share,
-        default=0.2,
+        default=0.3,
         metavar="X",
-        help="of the KV of all conversations at their longest that the device holds (default: 0.2)",
+        help="of the KV of all conversations at their longest that the device holds (default: 0.3)",
     )
     parser.add_argument(
         "--host-kv-gib",
@@ -132,7 +132,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="changes of all priorities per engine step (default: 0.04)",
     )
     parser.add_argument(
-        "--arrivals-s", type=positive, default=7.0, metavar="S", help="(default: 7)"
+        "--arrivals-s", type=positive, default=8.0, metavar="S", help="(default: 8)"
     )
     parser.add_argument(
         "--pause-s", type=positive, default=0.5, metavar="S", help="at most (default: 0.5)"
