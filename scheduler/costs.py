@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_STEPS = 256  # old enough to have seen prefills of several sizes, young enough to follow load
-STEPS_PER_FIT = 64  # a fit takes up to 1 ms: more than one step has to spare
+STEPS_PER_FIT = 64  # a fit takes 0.2 ms: more than one step has to spare
 MIN_PREFILL_STEPS = 8
 FIT_ROUNDS = 8
 # Residuals smaller than this part of a typical step are alike: clocks are no better.
