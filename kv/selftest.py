@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from kv.copier import BlockCopier
+from kv.copier import Copier
 from kv.errors import KVLayoutError, RoundTripError
-from kv.swap import BlockCopies
+from kv.runs import describe
+from kv.swap_plan import Direction
 
 
 def check_round_trip(
-    copier: BlockCopier,
+    copier: Copier,
     layers: Mapping[str, torch.Tensor],
     *,
     num_blocks: int,
@@ -35,20 +36,19 @@ def check_round_trip(
     watched = sorted({0, 1, num_blocks // 2, max(num_blocks - 2, 0), num_blocks - 1})
     sent = watched[::2][:num_host_blocks]
     # Backwards, so that taking one side's order for the other's shows.
-    copies = BlockCopies(sent, list(reversed(range(len(sent)))))
+    descriptors = describe(sent, list(reversed(range(len(sent)))))
     originals = {key: rows.clone() for key, rows in _rows(layers, watched, num_blocks=num_blocks)}
     try:
         _write_pattern(layers, watched, num_blocks=num_blocks)
         before = _digests(layers, watched, num_blocks=num_blocks)
-        copier.copy_out(copies)
+        copier.finish(copier.begin(Direction.OUT, descriptors, copier.mark()))
         for _, rows in _rows(layers, sent, num_blocks=num_blocks):
             rows.zero_()
-        copier.copy_in(copies)
+        copier.finish(copier.begin(Direction.IN, descriptors, copier.mark()))
         after = _digests(layers, watched, num_blocks=num_blocks)
     finally:
         for key, rows in _rows(layers, watched, num_blocks=num_blocks):
             rows.copy_(originals[key])
-    copier.take_busy_s()
     for (layer, block), digest in before.items():
         if after[layer, block] != digest:
             raise RoundTripError(layer, block)

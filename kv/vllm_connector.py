@@ -1,8 +1,8 @@
-"""vLLM's way to our host memory: a KV connector, the one module here that touches vLLM.
+"""vLLM's way to our host memory: a KV connector.
 
-vLLM makes one of it beside the scheduler, which plans (``kv.swap``), and one in each worker,
-which copies (``kv.swap_runner``); a step's plan travels in the step's metadata. Swap-outs run
-before anything of the step can overwrite their blocks, swap-ins before its forward pass. Each
+vLLM makes one of it beside the scheduler, which plans (``kv.vllm_planning``), and one in each
+worker, which copies (``kv.vllm_copying``); a step's plan travels in the step's metadata, what
+became of it in the step's output. This module divides vLLM's questions between the two. Each
 private name leaned on is pinned by ``tests/kv/test_vllm_contract.py``.
 """
 
@@ -20,23 +20,22 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
-from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, iter_layer_specs
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from kv.copier import BlockCopier, CpuCopier, CudaCopier
-from kv.errors import ConnectorSettingError, HostMemorySizeError
-from kv.host_memory import GIB, allocate, check_fits, free_bytes
-from kv.host_pool import HostBlockPool
-from kv.layout import Placement, block_rows
-from kv.selftest import check_round_trip
-from kv.swap import SwapPlan, SwapPlanner, SwapTotals
-from kv.swap_runner import SwapRunner
-from kv.transfer_config import HOST_KV_GIB
+from kv.errors import HostMemorySizeError
+from kv.host_memory import GIB
+from kv.settings import SwapSettings
+from kv.swap import SwapTotals
+from kv.swap_manager import SwapManager, SwapReport
+from kv.swap_plan import SwapPlan
+from kv.vllm_copying import block_bytes, make_swap_manager
+from kv.vllm_free_queue import exchange_free_queue
+from kv.vllm_planning import SwapPlanning
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +48,19 @@ class SwapMetadata(KVConnectorMetadata):
 
 
 @dataclass
-class SwapReport(KVConnectorWorkerMetadata):
-    """What a step's copies cost one worker, on its way back."""
+class SwapWorkerMetadata(KVConnectorWorkerMetadata):
+    """What became of the copies on one worker, or on all together, on its way back."""
 
-    busy_s: float
+    report: SwapReport
 
-    def aggregate(self, other: "SwapReport") -> "SwapReport":
-        # Workers copy at the same time: the engine waits for the slowest.
-        return SwapReport(max(self.busy_s, other.busy_s))
+    def aggregate(self, other: "SwapWorkerMetadata") -> "SwapWorkerMetadata":
+        return SwapWorkerMetadata(self.report.together_with(other.report))
 
 
 class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
-    """Keeps preempted requests' KV in host memory and loads it back when they are readmitted.
+    """Keeps KV in host memory: of preempted requests, of finished ones, of likely victims.
 
-    Loads are synchronous: they come before the forward pass of the step that readmits. Where an
-    engine's KV is of a kind that cannot be moved block by block, nothing is kept and vLLM
+    Where an engine's KV is of a kind that cannot be moved block by block, nothing is kept and vLLM
     recomputes, as it does without a connector.
     """
 
@@ -73,15 +70,22 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self._wanted_gib = _host_kv_gib(self._kv_transfer_config.kv_connector_extra_config)
+        self._settings = SwapSettings.read(self._kv_transfer_config.kv_connector_extra_config)
         why_not = _why_not_switchable(vllm_config, kv_cache_config)
         self._num_host_blocks = 0 if why_not else self._count_host_blocks()
         if why_not and role is KVConnectorRole.SCHEDULER:
             logger.warning("Preempted requests will be recomputed, not swapped: %s", why_not)
-        # Beside the scheduler the pool is real; a worker is told which blocks to use.
-        num_planned = self._num_host_blocks if role is KVConnectorRole.SCHEDULER else 0
-        self._planner = SwapPlanner(HostBlockPool(num_planned), vllm_config.cache_config.block_size)
-        self._runner: SwapRunner | None = None
+        # Beside the scheduler host memory is planned; a worker is told which blocks to use.
+        self._planning: SwapPlanning | None = None
+        if self._num_host_blocks and role is KVConnectorRole.SCHEDULER:
+            self._planning = SwapPlanning(
+                self._settings,
+                num_host_blocks=self._num_host_blocks,
+                block_tokens=vllm_config.cache_config.block_size,
+                is_prefix_caching=vllm_config.cache_config.enable_prefix_caching,
+            )
+        self._manager: SwapManager | None = None
+        self._report = SwapReport()
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -91,81 +95,89 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def swap_totals(self) -> SwapTotals:
-        return self._planner.totals
+        return self._planning.totals if self._planning else SwapTotals()
 
     @property
     def num_host_blocks(self) -> int:
-        return self._planner.num_host_blocks
+        return self._planning.num_host_blocks if self._planning else 0
 
     @property
     def num_host_blocks_used(self) -> int:
-        return self._planner.num_host_blocks_used
+        return self._planning.num_host_blocks_used if self._planning else 0
 
     def swap_out(self, request: Request, block_ids: tuple[list[int], ...]) -> bool:
         """Keep the computed tokens of a request that is being preempted, if possible.
 
         ``block_ids`` is its block table, one list per KV cache group.
         """
-        if not self.num_host_blocks:
+        if self._planning is None:
             return False
         [device_blocks] = block_ids
-        return self._planner.swap_out(
-            request.request_id, device_blocks, request.num_computed_tokens
-        )
+        return self._planning.swap_out(request, device_blocks)
 
     def copy_ahead(self, likely_victims: Iterable[tuple[Request, tuple[list[int], ...]]]) -> None:
-        """Nothing yet: a copy is made when its request is preempted."""
+        """Send what will never change of requests that may have to leave, the likeliest first."""
+        if self._planning is not None:
+            self._planning.copy_ahead((request, blocks) for request, [blocks] in likely_victims)
 
     def predicted_swap_s(self, num_blocks: int) -> float:
-        """Not known yet."""
-        return 0.0
+        """Time that copying so many blocks out and in again takes; 0 while nothing is known."""
+        return self._planning.predicted_swap_s(num_blocks) if self._planning else 0.0
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None:
-        """Forget every copy that was made from one of these blocks."""
-        self._planner.drop_copied_from(block_ids)
+        """Forget every copy made from these blocks, or from what was computed with them.
+
+        Which those are is not known, so all that are young enough go.
+        """
+        if self._planning is not None:
+            self._planning.forget_recent()
 
     # --- beside the scheduler: what vLLM asks --------------------------------------------------
 
+    def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        if self._planning is not None and self._settings.groups:
+            exchange_free_queue(kv_cache_manager)
+
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
-    ) -> tuple[int, bool]:
-        end = self._end_of_load(request)
-        return max(end - num_computed_tokens, 0), False
+    ) -> tuple[int | None, bool]:
+        if self._planning is None:
+            return 0, False
+        return self._planning.offer(request, num_computed_tokens)
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        if not num_external_tokens:
-            # The prefix cache still has it all, or vLLM does not want it.
-            self._planner.drop(request.request_id)
-            return
-        [device_blocks] = blocks.get_block_ids()
-        end = self._end_of_load(request)
-        self._planner.swap_in(
-            request.request_id,
-            device_blocks,
-            first_token=end - num_external_tokens,
-            end_token=end,
-        )
+        if self._planning is not None:
+            [device_blocks] = blocks.get_block_ids()
+            self._planning.accept(request, device_blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SwapMetadata:
-        return SwapMetadata(self._planner.take_plan())
+        if self._planning is None:
+            return SwapMetadata(SwapPlan())
+        return SwapMetadata(self._planning.take_plan(scheduler_output))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        report = connector_output.kv_connector_worker_meta
-        if report is not None:
-            self._planner.totals.stall_s += report.busy_s
+        if self._planning is not None:
+            metadata = connector_output.kv_connector_worker_meta
+            self._planning.hear(
+                metadata.report if metadata else None, connector_output.finished_recving or ()
+            )
 
     def request_finished_all_groups(
         self,
         request: Request,
         block_ids: tuple[list[int], ...],
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._planner.drop(request.request_id)
+        if self._planning is not None:
+            [device_blocks] = block_ids
+            self._planning.finish(request, device_blocks)
         return False, None
 
     def reset_cache(self) -> bool:
-        self._planner.drop_all()
+        if self._planning is not None:
+            self._planning.forget_all()
         return True
 
     # --- in a worker ---------------------------------------------------------------------------
@@ -178,98 +190,59 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
             KVLayoutError: the KV does not lie where the engine says.
             RoundTripError: a block came back from host memory changed.
         """
-        if not self._num_host_blocks:
-            return
-        is_pinned = next(iter(kv_caches.values())).is_cuda
-        # Pinned memory is gone at once, so the next worker sees less; other memory only with use.
-        num_workers = 1 if is_pinned else self._vllm_config.parallel_config.world_size
-        num_bytes = num_workers * self._num_host_blocks * self._block_bytes
-        check_fits(self._wanted_gib, num_bytes, free_bytes())
-        copier = self._make_copier(kv_caches)
-        check_round_trip(
-            copier,
-            kv_caches,
-            num_blocks=self._kv_cache_config.num_blocks,
-            num_host_blocks=self._num_host_blocks,
-        )
-        self._runner = SwapRunner(copier)
+        if self._num_host_blocks:
+            self._manager = make_swap_manager(
+                self._settings,
+                kv_caches,
+                self._kv_cache_config,
+                num_host_blocks=self._num_host_blocks,
+                num_workers=self._vllm_config.parallel_config.world_size,
+            )
 
     def handle_preemptions(self, kv_connector_metadata: SwapMetadata) -> None:
-        if self._runner:
-            self._runner.run_outs(kv_connector_metadata.plan.outs)
+        if self._manager:
+            self._manager.submit(kv_connector_metadata.plan)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        if self._runner:
-            self._runner.run_ins(self._get_connector_metadata().plan.ins)
+        """Nothing to start: all copies of a step start before its first write."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: loads come before the forward pass, in order."""
+        """Nothing to wait for: what the step reads was loaded, or is ordered, before it."""
 
     def save_kv_layer(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to save: KV leaves the device only when its request is preempted."""
+        """Nothing to save: KV is copied out between steps."""
 
     def wait_for_save(self) -> None:
         """Nothing to wait for."""
 
-    def get_block_ids_with_load_errors(self) -> set[int]:
-        return self._runner.take_failed_device_blocks() if self._runner else set()
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self._manager:
+            # One report for all three questions, which vLLM asks in this order: a request that
+            # has landed and the blocks of it that failed have to be told in the same step.
+            self._report = self._manager.take_report()
+        return None, self._report.landed
 
-    def build_connector_worker_meta(self) -> SwapReport | None:
-        busy_s = self._runner.take_busy_s() if self._runner else 0.0
-        return SwapReport(busy_s) if busy_s else None
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._report.failed_device_blocks
+
+    def build_connector_worker_meta(self) -> SwapWorkerMetadata | None:
+        report, self._report = self._report, SwapReport()
+        return None if report == SwapReport() else SwapWorkerMetadata(report)
+
+    def shutdown(self) -> None:
+        if self._manager:
+            self._manager.close()
 
     # --- both ----------------------------------------------------------------------------------
 
-    @property
-    def _block_bytes(self) -> int:
-        """One block's KV in all layers, on one worker."""
-        # Every tensor entry describes a place in the same allocation and gives its whole size.
-        [size] = {tensor.size for tensor in self._kv_cache_config.kv_cache_tensors}
-        return size // self._kv_cache_config.num_blocks
-
     def _count_host_blocks(self) -> int:
         world_size = self._vllm_config.parallel_config.world_size
-        num_blocks = int(self._wanted_gib * GIB / world_size / self._block_bytes)
+        num_bytes = block_bytes(self._kv_cache_config) * world_size
+        num_blocks = int(self._settings.host_kv_gib * GIB / num_bytes)
         if not num_blocks:
-            needed = f"one block of this model takes {self._block_bytes * world_size / GIB:.3g} GiB"
-            raise HostMemorySizeError(self._wanted_gib, needed)
+            needed = f"one block of this model takes {num_bytes / GIB:.3g} GiB"
+            raise HostMemorySizeError(self._settings.host_kv_gib, needed)
         return num_blocks
-
-    def _end_of_load(self, request: Request) -> int:
-        # The last token is always computed: its logits are what the next one is sampled from.
-        return min(self._planner.num_kept_tokens(request.request_id), request.num_tokens - 1)
-
-    def _make_copier(self, kv_caches: Mapping[str, torch.Tensor]) -> BlockCopier:
-        any_layer = next(iter(kv_caches.values()))
-        memory = torch.empty(0, dtype=torch.uint8, device=any_layer.device)
-        memory.set_(any_layer.untyped_storage())
-        placements = [
-            Placement(tuple(tensor.layers), tensor.offset, tensor.layer_stride, tensor.block_stride)
-            for tensor in self._kv_cache_config.kv_cache_tensors
-        ]
-        device = block_rows(memory, placements, self._kv_cache_config.num_blocks)
-        is_cuda = any_layer.is_cuda
-        host = allocate(device, self._num_host_blocks, is_pinned=is_cuda)
-        if not is_cuda:
-            return CpuCopier(device, host)
-        self._pinned = host  # the views below do not keep it alive
-        views = {name: get_accelerator_view_from_cpu_tensor(rows) for name, rows in host.items()}
-        return CudaCopier(device, views)
-
-
-def _host_kv_gib(extra_config: Mapping[str, Any]) -> float:
-    """The connector's one setting.
-
-    Raises:
-        ConnectorSettingError: it is missing or no positive number, or there are others.
-    """
-    unknown = extra_config.keys() - {HOST_KV_GIB}
-    if unknown:
-        raise ConnectorSettingError(min(unknown), f"unknown; only {HOST_KV_GIB!r} is understood")
-    value = extra_config.get(HOST_KV_GIB)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConnectorSettingError(HOST_KV_GIB, f"{value!r} is no positive number of GiB")
-    return value
 
 
 def _why_not_switchable(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str | None:

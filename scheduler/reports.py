@@ -53,6 +53,7 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     evicted_blocks: int = 0  # overwritten in host memory for others
     lost_copies: int = 0  # swapped-out requests that lost KV in that way
     failed_blocks: int = 0  # copies that failed
+    blocks_found: int = 0  # of blocks_in, those for requests that had not been swapped out
     cheaper_recomputes: int = 0  # fallbacks since computing again would take less time than a swap
 
 

@@ -23,6 +23,7 @@ class SwapTotals(Protocol):
     descriptors_in: int
     blocks_ahead: int
     blocks_spared: int
+    blocks_found: int
     async_swaps_in: int
     conflicts: int
     evicted_blocks: int

@@ -290,6 +290,7 @@ class FastSwitchScheduler(DisplacingScheduler):
             descriptors_in=totals.descriptors_in,
             blocks_ahead=totals.blocks_ahead,
             blocks_spared=totals.blocks_spared,
+            blocks_found=totals.blocks_found,
             async_swaps_in=totals.async_swaps_in,
             conflicts=totals.conflicts,
             evicted_blocks=totals.evicted_blocks,

@@ -175,6 +175,12 @@ _ENGINE_FAMILIES = (
         (_Series(_switch("blocks_spared")),),
     ),
     _Family(
+        "fastswitch_engine_found_blocks",
+        "Blocks found in host memory and loaded for requests that had not been swapped out.",
+        CounterMetricFamily,
+        (_Series(_switch("blocks_found")),),
+    ),
+    _Family(
         "fastswitch_engine_async_swaps_in",
         "Of the swaps in, those beside which the engine went on.",
         CounterMetricFamily,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kv.copier import BlockCopier, CpuCopier, CudaCopier
-from kv.swap import BlockCopies
+from kv.copier import BlockwiseCopier, Copier, CpuCopier
+from kv.runs import Descriptor, describe
+from kv.swap_plan import Direction
 
 NUM_BLOCKS, BLOCK_BYTES = 6, 16
 
@@ -15,50 +16,72 @@ def numbered(*, first: int, device: str = "cpu") -> torch.Tensor:
 
 
 def check_both_ways(
-    copier: BlockCopier, device: dict[str, torch.Tensor], host: dict[str, torch.Tensor]
+    copier: Copier, device: dict[str, torch.Tensor], host: dict[str, torch.Tensor]
 ) -> None:
-    copier.copy_out(BlockCopies(device_blocks=[4, 1], host_blocks=[0, 5]))
+    """Blocks 4 and 1 leave together with the run of 2 and 3, and come back elsewhere."""
+    out = describe([4, 1, 2, 3], [0, 3, 4, 5])
+    copier.finish(copier.begin(Direction.OUT, out, copier.mark()))
     for rows in device.values():
         rows.zero_()
-    copier.copy_in(BlockCopies(device_blocks=[2, 3], host_blocks=[5, 0]))
+    ticket = copier.begin(Direction.IN, describe([0, 1, 5], [4, 5, 0]), copier.mark())
+    copier.order_device_behind(ticket)
     for name, first in (("a", 10), ("b", 20)):
-        assert [int(row[0]) for row in device[name]] == [0, 0, first + 1, first + 4, 0, 0]
-        assert host[name][0].tolist() == [first + 4] * BLOCK_BYTES
+        came_back = device[name].clone()
+        assert came_back[:, 0].tolist() == [first + 2, first + 3, 0, 0, 0, first + 4]
+        assert came_back[5].tolist() == [first + 4] * BLOCK_BYTES
+        assert host[name][:, 0].tolist() == [first + 4, 0, 0, first + 1, first + 2, first + 3]
 
 
-def test_cpu_copies_go_both_ways() -> None:
-    """Blocks land where the pairs say, in every layer, and others stay as they are."""
+@pytest.mark.parametrize("copier_class", [CpuCopier, BlockwiseCopier])
+def test_cpu_copies_go_both_ways(copier_class: type[CpuCopier]) -> None:
+    """Blocks land where the runs say, in every layer, and others stay as they are."""
     device = {"a": numbered(first=10), "b": numbered(first=20)}
     host = {name: torch.zeros_like(rows) for name, rows in device.items()}
 
-    check_both_ways(CpuCopier(device, host), device, host)
+    check_both_ways(copier_class(device, host), device, host)
 
 
-def test_busy_time_is_handed_out_once() -> None:
-    """The time spent in copies is reported with the step that spent it, not again."""
+@pytest.mark.parametrize("copier_class", [CpuCopier, BlockwiseCopier])
+def test_a_cpu_copy_has_landed_once_it_has_begun(copier_class: type[CpuCopier]) -> None:
+    """A CPU keeps no order of its own, so whoever needs the copy has to wait for it."""
     device, host = {"a": numbered(first=10)}, {"a": numbered(first=0)}
-    copier = CpuCopier(device, host)
+    copier: Copier = copier_class(device, host)
 
-    copier.copy_out(BlockCopies([0], [0]))
+    copier.begin(Direction.OUT, [Descriptor(1, 2, 1)], copier.mark())
 
-    assert copier.take_busy_s() > 0
-    assert copier.take_busy_s() == 0
+    assert host["a"][:, 0].tolist() == [0, 1, 11, 3, 4, 5]
+    assert not copier.is_stream_ordered
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_copies_go_both_ways_in_stream_order() -> None:
-    """The same on a GPU, through its view of pinned host memory, without waiting in between."""
-    from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
+    """The same on a GPU, between it and pinned host memory, whose copies the device waits for."""
+    from kv.vllm_cuda_copier import CudaCopier
 
     device = {"a": numbered(first=10, device="cuda"), "b": numbered(first=20, device="cuda")}
     host = {
         name: torch.zeros_like(rows, device="cpu").pin_memory() for name, rows in device.items()
     }
-    views = {name: get_accelerator_view_from_cpu_tensor(rows) for name, rows in host.items()}
-    copier = CudaCopier(device, views)
+    copier = CudaCopier(device, host)
 
-    check_both_ways(copier, device, views)
+    check_both_ways(copier, device, host)
 
-    torch.cuda.synchronize()
-    assert copier.take_busy_s() > 0
+    assert copier.is_stream_ordered
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_copy_sees_what_was_computed_before_it() -> None:
+    """A copy out waits on the device for writes that were queued before its mark."""
+    from kv.vllm_cuda_copier import CudaCopier
+
+    device = {"a": torch.zeros((NUM_BLOCKS, 1 << 20), dtype=torch.uint8, device="cuda")}
+    host = {"a": torch.zeros((NUM_BLOCKS, 1 << 20), dtype=torch.uint8).pin_memory()}
+    copier = CudaCopier(device, host)
+    torch.cuda._sleep(100_000_000)
+    device["a"].fill_(7)
+
+    copier.finish(copier.begin(Direction.OUT, [Descriptor(0, 0, NUM_BLOCKS)], copier.mark()))
+
+    assert (host["a"] == 7).all()

@@ -1,164 +1,229 @@
-"""The bookkeeping of swaps: what host memory keeps, and what the next step copies."""
+"""The bookkeeping of swaps: what host memory keeps for whom, and what the next step copies."""
 
-import random
-
-from kv.host_pool import HostBlockPool
-from kv.swap import BlockCopies, SwapPlan, SwapPlanner
+from kv.block_groups import BlockGroupPool
+from kv.host_cache import HostCache
+from kv.swap import RequestKV, SwapPlanner
+from kv.swap_plan import BlockCopies, Direction, Urgency
 
 BLOCK_TOKENS = 4
 
 
-def make_planner(num_host_blocks: int = 8) -> SwapPlanner:
-    return SwapPlanner(HostBlockPool(num_host_blocks), BLOCK_TOKENS)
+def make_planner(num_host_blocks: int = 8, *, reuse: bool = True) -> SwapPlanner:
+    cache = HostCache(BlockGroupPool("host", num_host_blocks))
+    return SwapPlanner(cache, BLOCK_TOKENS, reuse=reuse)
+
+
+def kv(
+    name: str,
+    device_blocks: list[int],
+    num_tokens: int,
+    *,
+    priority: int = 0,
+    tokens: str | None = None,
+) -> RequestKV:
+    """A request's KV; requests of the same ``tokens`` have the same prefix."""
+    keys = [(tokens or name, index) for index in range(num_tokens // BLOCK_TOKENS)]
+    return RequestKV(name, keys, device_blocks, num_tokens, priority)
+
+
+def copies(planner: SwapPlanner) -> list[BlockCopies]:
+    return planner.take_plan().copies
 
 
 def test_swap_out_covers_the_partly_full_last_block() -> None:
     """Nine tokens in blocks of four are three blocks, however long the block table is."""
     planner = make_planner()
 
-    assert planner.swap_out("a", [10, 11, 12, 13], num_tokens=9)
+    assert planner.swap_out(kv("a", [10, 11, 12, 13], 9))
 
-    assert planner.take_plan().outs.device_blocks == [10, 11, 12]
+    [out] = copies(planner)
+    assert (out.direction, out.device_blocks) == (Direction.OUT, [10, 11, 12])
     assert planner.num_kept_tokens("a") == 9
+
+
+def test_blocks_whose_tokens_are_not_known_yet_are_kept_for_the_request_alone() -> None:
+    """Scheduling ahead, a block may be full before its last token, and so its key, is known."""
+    planner = make_planner()
+
+    planner.swap_out(RequestKV("a", [("a", 0)], [10, 11], 8, 0))
+
+    assert planner.num_kept_tokens("a") == 8
+    assert planner.num_found_blocks([("a", 0), ("a", 1)], 0) == 1
 
 
 def test_swap_in_loads_only_what_the_device_has_not() -> None:
     """Tokens that the prefix cache still has are not loaded; the rest goes to its new blocks."""
     planner = make_planner()
-    planner.swap_out("a", [10, 11, 12], num_tokens=9)
-    [_, *wanted] = planner.take_plan().outs.host_blocks
+    planner.swap_out(kv("a", [10, 11, 12], 9))
+    [out] = copies(planner)
 
-    planner.swap_in("a", [20, 21, 22, 23], first_token=4, end_token=9)
+    planner.swap_in(kv("a", [20, 21, 22, 23], 9), first_token=4, end_token=9)
 
-    assert planner.take_plan() == SwapPlan(ins=BlockCopies([21, 22], wanted))
+    assert copies(planner) == [
+        BlockCopies(Direction.IN, Urgency.STEP, [21, 22], out.host_blocks[1:])
+    ]
     assert planner.num_kept_tokens("a") == 0
 
 
-def test_without_room_nothing_is_kept_and_nothing_planned() -> None:
-    """A request that host memory cannot hold whole is not kept at all."""
-    planner = make_planner(num_host_blocks=2)
-
-    assert not planner.swap_out("a", [1, 2, 3], num_tokens=9)
-
-    assert planner.take_plan() == SwapPlan()
-    assert (planner.num_host_blocks_used, planner.totals.swaps_out) == (0, 0)
-
-
-def test_blocks_that_a_step_reads_are_not_written_by_the_same_step() -> None:
-    """Host blocks of a swap-in become free only once its step's plan has been taken."""
-    planner = make_planner(num_host_blocks=2)
-    planner.swap_out("a", [1, 2], num_tokens=8)
-    planner.take_plan()
-
-    planner.swap_in("a", [3, 4], first_token=0, end_token=7)
-    assert not planner.swap_out("b", [5], num_tokens=4)
-
-    planner.take_plan()
-    assert planner.swap_out("b", [5], num_tokens=4)
-
-
-def test_a_copy_dropped_before_its_step_keeps_its_blocks_until_then() -> None:
-    """A planned swap-out still runs after an abort, so nobody else may be promised its blocks."""
-    planner = make_planner(num_host_blocks=2)
-    planner.swap_out("a", [1, 2], num_tokens=8)
-
-    planner.drop("a")
-    assert planner.num_host_blocks_used == 0
-    assert not planner.swap_out("b", [5], num_tokens=4)
-
-    planner.take_plan()
-    assert planner.swap_out("b", [5], num_tokens=4)
-
-
-def test_copies_of_doubtful_blocks_are_dropped() -> None:
-    """When blocks turn out not to have been loaded, copies made from them go, others stay."""
+def test_a_load_beside_the_step_says_whose_it_is() -> None:
+    """Whoever waits for it is told when it has landed."""
     planner = make_planner()
-    planner.swap_out("a", [1, 2], num_tokens=8)
-    planner.swap_out("b", [3], num_tokens=4)
+    planner.swap_out(kv("a", [10], 4))
+    planner.take_plan()
 
-    planner.drop_copied_from({2, 9})
+    planner.swap_in(kv("a", [20], 4), first_token=0, end_token=4, is_async=True)
 
-    assert (planner.num_kept_tokens("a"), planner.num_kept_tokens("b")) == (0, 4)
-
-
-def test_random_swaps_bring_every_request_its_own_bytes_back(seed: int) -> None:
-    """Random plans, run on two dictionaries for memories, load what each request had stored."""
-    world = World(random.Random(seed))
-    for step in range(400):
-        world.run_step(f"request-{step}")
-    world.finish_everything()
-    assert world.planner.num_host_blocks_used == 0
+    [load] = copies(planner)
+    assert (load.urgency, load.request_id) == (Urgency.REQUEST, "a")
+    assert planner.totals.async_swaps_in == 1
 
 
-class World:
-    """An engine of strings: each block holds the name of its request and its place in it."""
+def test_what_was_sent_once_is_not_sent_again() -> None:
+    """A request that leaves a second time sends its new blocks and its unfinished last one."""
+    planner = make_planner()
+    planner.swap_out(kv("a", [10, 11, 12], 9))
+    planner.swap_in(kv("a", [20, 21, 22], 9), first_token=0, end_token=9)
+    planner.take_plan()
 
-    def __init__(self, choose: random.Random) -> None:
-        self.planner = make_planner(num_host_blocks=12)
-        self._choose = choose
-        self._host: dict[int, str] = {}
-        self._device: dict[int, str] = {}
-        self._free = list(range(16))
-        self._running: dict[str, list[int]] = {}
-        self._swapped_out: dict[str, int] = {}
+    planner.swap_out(kv("a", [20, 21, 22, 23], 14))
 
-    def run_step(self, new_request: str) -> None:
-        for request in self._some(self._running):
-            self._preempt(request)
-        for request in self._some(self._swapped_out):
-            self.planner.drop(request)
-            del self._swapped_out[request]
-        loaded = [one for one in self._some(self._swapped_out) if self._resume(one)]
-        blocks = self._take_blocks(self._choose.randrange(1, 5))
-        self._carry_out(self.planner.take_plan())
-        if blocks:
-            self._running[new_request] = blocks
-            self._device.update(zip(blocks, self._content(new_request, blocks), strict=True))
-        for request in loaded:
-            table = self._running[request]
-            assert [self._device[block] for block in table] == self._content(request, table)
-
-    def finish_everything(self) -> None:
-        for request in self._swapped_out:
-            self.planner.drop(request)
-
-    def _some(self, requests: dict[str, list[int]] | dict[str, int]) -> list[str]:
-        return self._choose.sample(
-            sorted(requests), k=self._choose.randint(0, min(2, len(requests)))
-        )
-
-    def _preempt(self, request: str) -> None:
-        blocks = self._running.pop(request)
-        if self.planner.swap_out(request, blocks, num_tokens=len(blocks) * BLOCK_TOKENS - 1):
-            self._swapped_out[request] = len(blocks)
-        self._free += blocks  # may be written as soon as the plan's copies have run
-
-    def _resume(self, request: str) -> bool:
-        blocks = self._take_blocks(self._swapped_out[request])
-        if not blocks:
-            return False
-        end = self.planner.num_kept_tokens(request)
-        self.planner.swap_in(request, blocks, first_token=0, end_token=end)
-        del self._swapped_out[request]
-        self._running[request] = blocks
-        return True
-
-    def _take_blocks(self, num_blocks: int) -> list[int]:
-        if num_blocks > len(self._free):
-            return []
-        return [self._free.pop() for _ in range(num_blocks)]
-
-    def _carry_out(self, plan: SwapPlan) -> None:
-        assert len(set(plan.outs.host_blocks)) == len(plan.outs)
-        for device_block, host_block in _pairs(plan.outs):
-            self._host[host_block] = self._device[device_block]
-        for device_block, host_block in _pairs(plan.ins):
-            self._device[device_block] = self._host[host_block]
-
-    @staticmethod
-    def _content(request: str, blocks: list[int]) -> list[str]:
-        return [f"{request}/{index}" for index in range(len(blocks))]
+    [out] = copies(planner)
+    assert out.device_blocks == [22, 23]
+    assert planner.totals.blocks_spared == 2
 
 
-def _pairs(copies: BlockCopies) -> list[tuple[int, int]]:
-    return list(zip(copies.device_blocks, copies.host_blocks, strict=True))
+def test_without_reuse_all_is_sent_again() -> None:
+    """Then a swap-in uses its copy up, and nobody finds it."""
+    planner = make_planner(reuse=False)
+    planner.swap_out(kv("a", [10, 11], 8))
+    planner.swap_in(kv("a", [20, 21], 8), first_token=0, end_token=8)
+    planner.take_plan()
+
+    assert planner.num_found_blocks(kv("a", [], 8).keys, 0) == 0
+    planner.swap_out(kv("a", [20, 21], 8))
+    assert [out.device_blocks for out in copies(planner)] == [[20, 21]]
+
+
+def test_a_finished_turn_stays_for_the_next() -> None:
+    """The next request with the same prefix finds the full blocks of the one that ended."""
+    planner = make_planner()
+
+    planner.keep_finished(kv("turn 1", [1, 2, 3], 9, tokens="talk"))
+
+    [out] = copies(planner)
+    assert (out.urgency, out.device_blocks) == (Urgency.NOBODY, [1, 2])
+    turn_2 = kv("turn 2", [7, 8, 9], 12, tokens="talk")
+    assert planner.num_found_blocks(turn_2.keys, 0) == 2
+    planner.swap_in(turn_2, first_token=0, end_token=8)
+    assert planner.totals.blocks_found == 2
+    assert planner.totals.swaps_in == 0
+
+
+def test_the_oldest_finished_turn_goes_first() -> None:
+    """A full host memory takes a new turn's KV in place of the one unused for longest."""
+    planner = make_planner(num_host_blocks=4)
+    for number, name in enumerate(["old", "older", "newer"]):
+        planner.keep_finished(kv(name, [2 * number, 2 * number + 1], 8))
+
+    found = {
+        name: planner.num_found_blocks(kv(name, [], 8).keys, 0)
+        for name in ("old", "older", "newer")
+    }
+    assert found == {"old": 0, "older": 2, "newer": 2}
+
+
+def test_copies_ahead_make_the_switch_small() -> None:
+    """What was copied before the request had to leave is not sent when it does."""
+    planner = make_planner()
+
+    assert planner.copy_ahead(kv("a", [1, 2, 3], 11), 0, at_most=5) == 2
+
+    planner.swap_out(kv("a", [1, 2, 3], 11))
+    ahead, out = copies(planner)
+    assert (ahead.urgency, ahead.device_blocks) == (Urgency.NOBODY, [1, 2])
+    assert out.device_blocks == [3]
+    assert planner.totals.blocks_ahead == 2
+
+
+def test_copies_ahead_take_nothing_from_those_who_rely_on_it() -> None:
+    """Where host memory is full of swapped-out requests, nothing is copied early."""
+    planner = make_planner(num_host_blocks=2)
+    planner.swap_out(kv("a", [1, 2], 8, priority=9))
+    planner.take_plan()
+
+    assert planner.copy_ahead(kv("b", [3, 4], 8, priority=0), 0, at_most=5) == 0
+    assert copies(planner) == []
+
+
+def test_a_worse_request_loses_its_copy_to_a_better_one() -> None:
+    """Only when all else is gone, and then it is computed again."""
+    planner = make_planner(num_host_blocks=2)
+    planner.swap_out(kv("worse", [1, 2], 8, priority=5))
+
+    assert planner.swap_out(kv("better", [3, 4], 8, priority=1))
+
+    assert planner.num_kept_tokens("worse") == 0
+    assert (planner.num_kept_tokens("better"), planner.totals.lost_copies) == (8, 1)
+
+
+def test_a_better_request_keeps_its_copy_from_a_worse_one() -> None:
+    """And of the worse one, what fits is kept: its beginning."""
+    planner = make_planner(num_host_blocks=3)
+    planner.swap_out(kv("better", [1, 2], 8, priority=1))
+
+    assert not planner.swap_out(kv("worse", [3, 4], 8, priority=5))
+
+    assert planner.num_kept_tokens("better") == 8
+    assert planner.num_kept_tokens("worse") == 4
+
+
+def test_the_order_of_a_plan_is_the_order_of_its_making() -> None:
+    """A host block that is read and then written in one step is named in that order."""
+    planner = make_planner(num_host_blocks=2, reuse=False)
+    planner.swap_out(kv("a", [1, 2], 8))
+    planner.take_plan()
+
+    planner.swap_in(kv("a", [3, 4], 8), first_token=0, end_token=8)
+    assert planner.swap_out(kv("b", [5], 4))
+
+    assert [one.direction for one in copies(planner)] == [Direction.IN, Direction.OUT]
+
+
+def test_a_failed_copy_cuts_those_who_rely_on_it() -> None:
+    """What comes before the lost block is still good; the block is never found again."""
+    planner = make_planner()
+    planner.swap_out(kv("a", [1, 2, 3], 12))
+    [out] = copies(planner)
+
+    planner.forget([out.host_blocks[1]])
+
+    assert planner.num_kept_tokens("a") == 4
+    assert planner.num_found_blocks(kv("a", [], 12).keys, 0) == 1
+
+
+def test_what_was_copied_around_a_failed_load_is_forgotten() -> None:
+    """Young copies may hold what was computed from wrong KV; old ones cannot."""
+    planner = make_planner()
+    planner.keep_finished(kv("old", [1], 4))
+    for _ in range(10):
+        planner.take_plan()
+    planner.swap_out(kv("young", [2], 4))
+    planner.take_plan()
+
+    planner.forget_recent()
+
+    assert planner.num_kept_tokens("young") == 0
+    assert planner.num_found_blocks(kv("old", [], 4).keys, 0) == 1
+
+
+def test_nothing_is_left_when_all_is_forgotten() -> None:
+    """New weights make every copy wrong."""
+    planner = make_planner()
+    planner.swap_out(kv("a", [1, 2], 7))
+    planner.keep_finished(kv("b", [3], 4))
+
+    planner.forget_all()
+
+    assert planner.num_kept_tokens("a") == 0
+    assert planner.num_host_blocks_used == 0
+    assert planner.num_found_blocks(kv("b", [], 4).keys, 0) == 0

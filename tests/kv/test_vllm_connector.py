@@ -1,6 +1,7 @@
-"""The connector by itself: its settings, its size, and what it refuses."""
+"""The connector by itself: its size, what it refuses, and how it passes plans and reports on."""
 
 import logging
+from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +16,20 @@ from vllm.v1.kv_cache_interface import (
     KVCacheTensor,
     SlidingWindowSpec,
 )
+from vllm.v1.outputs import KVConnectorOutput
 
 from kv.errors import ConnectorSettingError, HostMemorySizeError, KVLayoutError, RoundTripError
-from kv.swap import BlockCopies, SwapPlan
-from kv.transfer_config import transfer_config
-from kv.vllm_connector import FastSwitchConnector, SwapMetadata
+from kv.swap_manager import SwapReport
+from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
+from kv.transfer_config import PARTS, transfer_config
+from kv.vllm_connector import FastSwitchConnector, SwapMetadata, SwapWorkerMetadata
 
 GIB = 2**30
 NUM_BLOCKS, BLOCK_TOKENS, LAYERS = 8, 32, ["first", "second"]
 PAGE = 2 * 2 * 32 * BLOCK_TOKENS * 4  # K and V, heads, head size, float32
 BLOCK_GIB = len(LAYERS) * PAGE / GIB
+
+StartWorker = Callable[..., FastSwitchConnector]
 
 
 def engine_config(extra: dict[str, Any], **changes: Any) -> Any:
@@ -33,7 +38,7 @@ def engine_config(extra: dict[str, Any], **changes: Any) -> Any:
     parallel = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "world_size": 1}
     return SimpleNamespace(
         kv_transfer_config=transfer,
-        cache_config=SimpleNamespace(block_size=BLOCK_TOKENS),
+        cache_config=SimpleNamespace(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
         parallel_config=SimpleNamespace(**(parallel | changes.pop("parallel", {}))),
         speculative_config=changes.pop("speculative_config", None),
     )
@@ -57,29 +62,67 @@ def kv_tensors() -> dict[str, torch.Tensor]:
 
 
 def make(
-    role: KVConnectorRole = KVConnectorRole.WORKER, *, host_blocks: int = 4, **changes: Any
+    role: KVConnectorRole = KVConnectorRole.WORKER,
+    *,
+    host_blocks: int = 4,
+    without: Collection[str] = (),
+    **changes: Any,
 ) -> FastSwitchConnector:
     kv_cache = changes.pop("kv_cache", kv_cache_config())
-    config = engine_config({"host_kv_gib": host_blocks * BLOCK_GIB}, **changes)
-    return FastSwitchConnector(config, role, kv_cache)
+    extra = {"host_kv_gib": host_blocks * BLOCK_GIB, "without": [*without]}
+    return FastSwitchConnector(engine_config(extra, **changes), role, kv_cache)
 
 
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ({}, "'host_kv_gib': None is no positive number of GiB"),
-        ({"host_kv_gib": "4"}, "'4' is no positive number"),
-        ({"host_kv_gib": True}, "True is no positive number"),
-        ({"host_kv_gib": -1}, "-1 is no positive number"),
-        ({"host_kv_gib": float("nan")}, "nan is no positive number"),
-        ({"host_kv_gib": 1, "host_gib": 1}, "'host_gib': unknown; only 'host_kv_gib'"),
-    ],
-    ids=["missing", "text", "flag", "negative", "nan", "unknown"],
-)
-def test_settings_that_are_not_understood_are_refused(extra: dict[str, Any], message: str) -> None:
-    """A wrong setting is named, with what it should have been."""
-    with pytest.raises(ConnectorSettingError, match=message):
-        FastSwitchConnector(engine_config(extra), KVConnectorRole.WORKER, kv_cache_config())
+def request(name: str, *, num_computed: int) -> Any:
+    return SimpleNamespace(
+        request_id=name,
+        block_hashes=[f"hash {index}" for index in range(num_computed // BLOCK_TOKENS)],
+        num_computed_tokens=num_computed,
+        num_tokens=num_computed + 1,
+        priority=0,
+    )
+
+
+def empty_step() -> Any:
+    cached = SimpleNamespace(
+        req_ids=[], new_block_ids=[], num_computed_tokens=[], resumed_req_ids=set()
+    )
+    return SimpleNamespace(
+        num_scheduled_tokens={}, scheduled_new_reqs=[], scheduled_cached_reqs=cached
+    )
+
+
+def out(device: list[int], host: list[int]) -> BlockCopies:
+    return BlockCopies(Direction.OUT, Urgency.NOBODY_YET, device, host)
+
+
+def load(device: list[int], host: list[int], *, beside: str | None = None) -> BlockCopies:
+    """Before the step, or beside it for a request that is told."""
+    return BlockCopies(
+        Direction.IN, Urgency.REQUEST if beside else Urgency.STEP, device, host, beside
+    )
+
+
+@pytest.fixture
+def start_worker() -> Iterator[StartWorker]:
+    """Makes a worker that has its memory, and ends its threads at last."""
+    workers: list[FastSwitchConnector] = []
+
+    def start(layers: dict[str, torch.Tensor], **changes: Any) -> FastSwitchConnector:
+        workers.append(make(**changes))
+        workers[-1].register_kv_caches(layers)
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.shutdown()
+
+
+def test_settings_that_are_not_understood_are_refused() -> None:
+    """A connector with a setting it does not know is not made."""
+    config = engine_config({"host_kv_gib": 1, "host_gib": 1})
+    with pytest.raises(ConnectorSettingError, match="'host_gib': unknown"):
+        FastSwitchConnector(config, KVConnectorRole.WORKER, kv_cache_config())
 
 
 def test_the_memory_is_shared_out_among_the_workers() -> None:
@@ -125,33 +168,144 @@ def test_kv_that_cannot_be_moved_is_left_to_vllm(
     caplog.set_level(logging.WARNING, logger="kv.vllm_connector")
     connector = make(KVConnectorRole.SCHEDULER, **changes)
 
-    request = SimpleNamespace(request_id="a", num_computed_tokens=32)
-    assert not connector.swap_out(request, ([1],))
-    assert connector.num_host_blocks == 0
+    one = request("a", num_computed=64)
+    assert not connector.swap_out(one, ([1, 2],))
+    connector.copy_ahead([(one, ([1, 2],))])
+    assert connector.get_num_new_matched_tokens(one, 0) == (0, False)
+    assert connector.build_connector_meta(empty_step()) == SwapMetadata(SwapPlan())
+    assert (connector.num_host_blocks, connector.swap_totals.swaps_out) == (0, 0)
     assert reason in caplog.text
 
 
-def test_blocks_go_out_and_come_back_in_every_layer() -> None:
-    """A plan's swap-outs and swap-ins move exactly the blocks that it names."""
-    worker, layers = make(), kv_tensors()
-    worker.register_kv_caches(layers)
+def test_a_worker_without_host_memory_copies_nothing() -> None:
+    """Where nothing is kept, a worker takes the empty plans and has nothing to report."""
+    worker = make(kv_cache=kv_cache_config(is_windowed=True))
+    worker.register_kv_caches(kv_tensors())
+
+    worker.handle_preemptions(SwapMetadata(SwapPlan()))
+
+    assert worker.get_finished(set()) == (None, set())
+    assert worker.get_block_ids_with_load_errors() == set()
+    assert worker.build_connector_worker_meta() is None
+    worker.shutdown()
+
+
+@pytest.mark.parametrize("without", [[], ["threads"], sorted(PARTS)], ids=str)
+def test_blocks_go_out_and_come_back_in_every_layer(
+    start_worker: StartWorker, without: list[str]
+) -> None:
+    """Plans move exactly the blocks that they name, whatever parts are switched off."""
+    layers = kv_tensors()
+    worker = start_worker(layers, without=without)
     for number, layer in enumerate(layers.values()):
         layer[3] = 3.5 + number
 
-    worker.handle_preemptions(SwapMetadata(SwapPlan(outs=BlockCopies([3], [1]))))
+    # The step writes block 3, so its old content has left before.
+    worker.handle_preemptions(SwapMetadata(SwapPlan([out([3], [1])], written_blocks=[3])))
     for layer in layers.values():
         layer.zero_()
-    worker.bind_connector_metadata(SwapMetadata(SwapPlan(ins=BlockCopies([6], [1]))))
-    worker.start_load_kv(None)
+    worker.handle_preemptions(SwapMetadata(SwapPlan([load([6], [1])])))
 
     for number, layer in enumerate(layers.values()):
         assert (layer[6] == 3.5 + number).all()
         assert not layer[3].any()
+
+
+def test_a_report_answers_each_question_once(start_worker: StartWorker) -> None:
+    """What landed, what failed and what was measured are of the same moment, and told once."""
+    worker = start_worker(kv_tensors())
+    beside = SwapPlan([out([3], [1]), load([6], [1], beside="a")])
+    worker.handle_preemptions(SwapMetadata(beside))
+    worker.handle_preemptions(SwapMetadata(SwapPlan(written_blocks=[6])))  # waits for the load
+
+    assert worker.get_finished(set()) == (None, {"a"})
     assert worker.get_block_ids_with_load_errors() == set()
-    report = worker.build_connector_worker_meta()
-    assert report is not None
-    assert report.busy_s > 0
+    metadata = worker.build_connector_worker_meta()
+    assert metadata is not None
+    assert metadata.report.blocks == {Direction.OUT: 1, Direction.IN: 1}
+    assert metadata.report.busy_s[Direction.OUT] > 0
+
+    assert worker.get_finished(set()) == (None, set())
     assert worker.build_connector_worker_meta() is None
+
+
+def test_a_failed_load_is_told_in_the_step_in_which_it_ends(start_worker: StartWorker) -> None:
+    """The engine hears of the blocks together with the request, and computes them again."""
+    worker = start_worker(kv_tensors())
+    no_such_block = 99
+    failing = SwapPlan([load([5, 6], [0, no_such_block], beside="a")])
+    worker.handle_preemptions(SwapMetadata(failing))
+    worker.handle_preemptions(SwapMetadata(SwapPlan(written_blocks=[6])))
+
+    assert worker.get_finished(set()) == (None, {"a"})
+    assert worker.get_block_ids_with_load_errors() == {5, 6}
+
+
+def test_a_swap_is_planned_beside_the_scheduler() -> None:
+    """What leaves is kept, travels in the step's metadata, and is offered when it is asked for."""
+    scheduler = make(KVConnectorRole.SCHEDULER)
+    one = request("a", num_computed=64)
+
+    assert scheduler.swap_out(one, ([4, 5],))
+    [copies] = scheduler.build_connector_meta(empty_step()).plan.copies
+    one.num_computed_tokens = 0
+    assert scheduler.get_num_new_matched_tokens(one, 0) == (64, False)
+    blocks = SimpleNamespace(get_block_ids=lambda: ([6, 7, 8],))
+    scheduler.update_state_after_alloc(one, blocks, 64)
+    [back] = scheduler.build_connector_meta(empty_step()).plan.copies
+
+    assert (copies.direction, copies.device_blocks) == (Direction.OUT, [4, 5])
+    assert (back.direction, back.device_blocks) == (Direction.IN, [6, 7])
+    assert (scheduler.swap_totals.swaps_out, scheduler.swap_totals.swaps_in) == (1, 1)
+
+
+def test_what_workers_report_reaches_the_planning() -> None:
+    """A report's counts are in the totals, and copies that failed are offered no more."""
+    scheduler = make(KVConnectorRole.SCHEDULER)
+    one = request("a", num_computed=64)
+    scheduler.swap_out(one, ([4, 5],))
+    [copies] = scheduler.build_connector_meta(empty_step()).plan.copies
+    report = SwapReport(stall_s=0.5, failed_host_blocks={copies.host_blocks[0]})
+
+    scheduler.update_connector_output(
+        KVConnectorOutput(kv_connector_worker_meta=SwapWorkerMetadata(report))
+    )
+    scheduler.update_connector_output(KVConnectorOutput())
+
+    one.num_computed_tokens = 0
+    assert scheduler.get_num_new_matched_tokens(one, 0) == (0, False)
+    assert (scheduler.swap_totals.stall_s, scheduler.swap_totals.failed_blocks) == (0.5, 1)
+
+
+def test_a_finished_requests_blocks_are_free_at_once() -> None:
+    """vLLM need not wait for the copies that are made for the next turn."""
+    scheduler = make(KVConnectorRole.SCHEDULER)
+
+    answer = scheduler.request_finished_all_groups(request("a", num_computed=64), ([4, 5],))
+
+    assert answer == (False, None)
+    [copies] = scheduler.build_connector_meta(empty_step()).plan.copies
+    assert (copies.urgency, copies.device_blocks) == (Urgency.NOBODY, [4, 5])
+
+
+def test_a_reset_forgets_what_was_kept() -> None:
+    """After vLLM's prefix cache is reset, as for new weights, old KV is offered to nobody."""
+    scheduler = make(KVConnectorRole.SCHEDULER)
+    scheduler.request_finished_all_groups(request("a", num_computed=64), ([4, 5],))
+
+    assert scheduler.reset_cache()
+
+    assert scheduler.get_num_new_matched_tokens(request("b", num_computed=64), 0) == (0, False)
+
+
+def test_workers_that_share_a_step_report_as_one() -> None:
+    """Of two workers' reports the slower one's times count, and every failure."""
+    one = SwapWorkerMetadata(SwapReport(stall_s=0.5, failed_host_blocks={1}))
+    other = SwapWorkerMetadata(SwapReport(stall_s=0.25, failed_host_blocks={2}))
+
+    assert one.aggregate(other) == SwapWorkerMetadata(
+        SwapReport(stall_s=0.5, failed_host_blocks={1, 2})
+    )
 
 
 def test_a_layout_that_is_not_as_described_stops_the_start() -> None:

@@ -6,7 +6,7 @@ that makes them has session scope, and pytest groups the tests by its parameter.
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from kv.copier import BlockCopier
-from kv.swap import BlockCopies
+from kv.copier import Copier
+from kv.runs import Descriptor
+from kv.swap_plan import Direction
 from kv.transfer_config import transfer_config
 from scheduler.displacement import Displacement
 from scheduler.reports import EngineProgress, SwitchCounts
@@ -164,11 +165,12 @@ class Engine:
     @contextlib.contextmanager
     def failing_copies(self, choose: random.Random, *, share: float) -> "Iterator[FailingCopier]":
         """While this lasts, a share of the worker's copies fail, out and in."""
-        runner = get_kv_transfer_group()._runner
-        copier = FailingCopier(runner._copier, choose, share)
-        runner._copier = copier
+        manager = get_kv_transfer_group()._manager
+        copier = FailingCopier(manager._copier, choose, share)
+        manager._copier = copier
         yield copier
-        runner._copier = copier.copier
+        manager.drain()
+        manager._copier = copier.copier
 
     def forget_cached_blocks(self) -> None:
         """Empty the device's prefix cache, also of blocks that are in use."""
@@ -180,7 +182,7 @@ class Engine:
         self.steer(None)
         self._llm.abort_request([name for name in self._ids if name not in self.finished])
         self.drain()
-        self._llm.reset_prefix_cache()
+        self._llm.reset_prefix_cache(reset_connector=True)
         self._ids.clear()
         self._switches_before = self.progress().switches
 
@@ -192,27 +194,28 @@ class Engine:
 class FailingCopier:
     """A copier that loses some of its copies, as a failing driver would."""
 
-    def __init__(self, copier: BlockCopier, choose: random.Random, share: float) -> None:
+    is_stream_ordered = False
+
+    def __init__(self, copier: Copier, choose: random.Random, share: float) -> None:
         self.copier = copier
         self.count = 0
         self._choose, self._share = choose, share
 
-    def copy_out(self, copies: BlockCopies) -> None:
-        self._may_fail()
-        self.copier.copy_out(copies)
+    def mark(self) -> Any:
+        return self.copier.mark()
 
-    def copy_in(self, copies: BlockCopies) -> None:
-        self._may_fail()
-        self.copier.copy_in(copies)
-
-    def take_busy_s(self) -> float:
-        return self.copier.take_busy_s()
-
-    def _may_fail(self) -> None:
+    def begin(self, direction: Direction, descriptors: Sequence[Descriptor], after: Any) -> Any:
         if self._choose.random() < self._share:
             self.count += 1
             message = "injected"
             raise RuntimeError(message)
+        return self.copier.begin(direction, descriptors, after)
+
+    def finish(self, ticket: Any) -> None:
+        self.copier.finish(ticket)
+
+    def order_device_behind(self, ticket: Any) -> None:
+        self.copier.order_device_behind(ticket)
 
 
 def prompt(choose: random.Random, num_tokens: int) -> list[int]:

@@ -98,6 +98,7 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         descriptors_in=12,
         blocks_ahead=13,
         blocks_spared=14,
+        blocks_found=20,
         async_swaps_in=15,
         conflicts=16,
         evicted_blocks=17,
@@ -160,13 +161,14 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("swap_copies", {"direction": "in"}),
             ("copied_ahead_blocks", {}),
             ("reused_blocks", {}),
+            ("found_blocks", {}),
             ("async_swaps_in", {}),
             ("swap_conflicts", {}),
             ("evicted_host_blocks", {}),
             ("lost_copies", {}),
             ("failed_copy_blocks", {}),
         )
-    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19]
 
 
 def test_before_the_first_snapshot_only_the_missing_router_shows() -> None:

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv.errors import BlockNotTakenError, OutOfBlocksError
-from kv.host_pool import HostBlockPool
+from kv.single_blocks import SingleBlockPool
 
 
 def test_taking_more_than_is_free_takes_nothing() -> None:
     """A pool that cannot give all of what is asked gives none of it, and says what it has."""
-    pool = HostBlockPool(4)
+    pool = SingleBlockPool("host", 4)
     pool.take(3)
 
     with pytest.raises(OutOfBlocksError, match="host pool: 2 blocks needed, 1 free"):
@@ -22,7 +22,7 @@ def test_taking_more_than_is_free_takes_nothing() -> None:
 @pytest.mark.parametrize("blocks", [[0, 0], [1], [-1], [4]], ids=str)
 def test_a_block_that_is_not_taken_cannot_be_given_back(blocks: list[int]) -> None:
     """Giving a block back twice, or one that was never taken, is refused and changes nothing."""
-    pool = HostBlockPool(4)
+    pool = SingleBlockPool("host", 4)
     pool.take(1)
 
     with pytest.raises(BlockNotTakenError):
@@ -34,7 +34,7 @@ def test_a_block_that_is_not_taken_cannot_be_given_back(blocks: list[int]) -> No
 @given(st.lists(st.one_of(st.integers(0, 8), st.none()), max_size=40))
 def test_every_block_is_free_or_with_one_taker(actions: list[int | None]) -> None:
     """Whatever is taken (a number) and given back (none), no block has two takers or gets lost."""
-    pool, taken = HostBlockPool(16), list[list[int]]()
+    pool, taken = SingleBlockPool("host", 16), list[list[int]]()
     for num_blocks in actions:
         if num_blocks is None:
             if taken:

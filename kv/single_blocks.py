@@ -1,8 +1,7 @@
-"""The blocks of host memory: which are free.
+"""A pool of single blocks: what block groups are compared with.
 
-Owns block ids, and nothing else: no requests, no tensors. Hands out single blocks, lowest first
-while the pool is fresh; runs of neighbours (block groups) are to come behind the same two
-methods.
+Owns which blocks are free, and nothing else. The last given back is the first taken, as in
+engines without groups.
 """
 
 from collections.abc import Iterable
@@ -10,15 +9,14 @@ from collections.abc import Iterable
 from kv.errors import BlockNotTakenError, OutOfBlocksError
 
 
-class HostBlockPool:
-    """The free blocks of host memory.
+class SingleBlockPool:
+    """The free blocks of one memory, handed out one by one.
 
     Each block is either free or taken, never both; a method that would break this raises first.
     """
 
-    name = "host"
-
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, name: str, num_blocks: int) -> None:
+        self.name = name
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._is_taken = bytearray(num_blocks)
@@ -27,8 +25,8 @@ class HostBlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
-    def take(self, num_blocks: int) -> list[int]:
-        """Take exactly ``num_blocks`` blocks.
+    def take(self, num_blocks: int, *, after: int | None = None) -> list[int]:
+        """Take exactly ``num_blocks`` blocks, wherever they are.
 
         Raises:
             OutOfBlocksError: too few blocks are free. Nothing is taken.

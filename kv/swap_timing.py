@@ -1,0 +1,66 @@
+"""Whether the engine should wait for a swap-in or go on beside it, from what was measured lately.
+
+Owns the windows of recent copies and steps, and the choice. After the adaptive swapping of
+FastSwitch (arXiv:2411.18424); the rule is ours.
+"""
+
+from collections import deque
+from statistics import median
+
+_WINDOW = 32
+
+
+class SwapTiming:
+    """Recent rates: seconds per block in each direction, seconds and requests per step.
+
+    Until something was measured, copies count as free, so that the first are waited for.
+    """
+
+    def __init__(self) -> None:
+        self._out: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._in: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+
+    def add_out(self, num_blocks: int, seconds: float) -> None:
+        self._out.append((num_blocks, seconds))
+
+    def add_in(self, num_blocks: int, seconds: float) -> None:
+        self._in.append((num_blocks, seconds))
+
+    def add_step(self, num_requests: int, seconds: float) -> None:
+        self._steps.append((num_requests, seconds))
+
+    def in_s(self, num_blocks: int) -> float:
+        """What loading so many blocks will take."""
+        return num_blocks * _seconds_per_block(self._in)
+
+    def round_trip_s(self, num_blocks: int) -> float:
+        """What sending so many blocks and loading them again will take."""
+        return num_blocks * (_seconds_per_block(self._out) + _seconds_per_block(self._in))
+
+    def num_blocks_out_in_step(self, share: float) -> int | None:
+        """How many blocks can be sent in a share of a step; None while that is not known."""
+        seconds_per_block = _seconds_per_block(self._out)
+        if not self._steps or not seconds_per_block:
+            return None
+        return int(share * self._step_s / seconds_per_block) + 1
+
+    def is_worth_going_on(self, num_blocks: int) -> bool:
+        """Whether to load beside the running requests instead of before their next step.
+
+        Waiting costs every running request the time of the copy; going on costs the loaded one
+        the rest of a step. So: wait while few run or the copy is short beside a step.
+        """
+        if not self._steps:
+            return False
+        num_requests = median(requests for requests, _ in self._steps)
+        return num_requests * self.in_s(num_blocks) > self._step_s
+
+    @property
+    def _step_s(self) -> float:
+        return median(seconds for _, seconds in self._steps)
+
+
+def _seconds_per_block(window: deque[tuple[int, float]]) -> float:
+    num_blocks = sum(blocks for blocks, _ in window)
+    return sum(seconds for _, seconds in window) / num_blocks if num_blocks else 0.0

@@ -1,0 +1,238 @@
+"""The connector beside vLLM's scheduler: from its requests and outputs to swap plans and back.
+
+Owns which requests are being loaded, what to copy ahead, and the choice between waiting for a
+load and going on beside it. What is kept for whom stands in ``kv.swap``.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from time import perf_counter
+from typing import NamedTuple
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request
+
+from kv.block_groups import BlockGroupPool
+from kv.host_cache import HostCache, Key
+from kv.settings import SwapSettings
+from kv.single_blocks import SingleBlockPool
+from kv.swap import RequestKV, SwapPlanner, SwapTotals
+from kv.swap_manager import SwapReport
+from kv.swap_plan import Direction, SwapPlan
+from kv.swap_timing import SwapTiming
+
+# Copies that nobody waits for may take this share of the time, and be so many steps late.
+_AHEAD_SHARE = 0.1
+_AHEAD_STEPS = 4
+_FIRST_AHEAD_BLOCKS = 32  # a step, while no rates are known
+
+
+class _Load(NamedTuple):
+    """A load that vLLM was offered: tokens ``first`` to ``end - 1``."""
+
+    first: int
+    end: int
+    is_async: bool
+
+
+class SwapPlanning:
+    """What vLLM's scheduler asks of the connector, where KV can be swapped."""
+
+    def __init__(
+        self,
+        settings: SwapSettings,
+        *,
+        num_host_blocks: int,
+        block_tokens: int,
+        is_prefix_caching: bool,
+    ) -> None:
+        make_pool = BlockGroupPool if settings.groups else SingleBlockPool
+        cache = HostCache(make_pool("host", num_host_blocks))
+        self._planner = SwapPlanner(cache, block_tokens, reuse=settings.reuse)
+        self._settings = settings
+        self._block_tokens = block_tokens
+        self._is_prefix_caching = is_prefix_caching
+        self._timing = SwapTiming()
+        self._offered: dict[str, _Load] = {}
+        self._loading: dict[str, Sequence[Key]] = {}  # by request, the blocks on their way
+        self._keys_loading: set[Key] = set()
+        self._num_ahead: dict[str, int] = {}  # blocks known to be in host memory, by request
+        self._num_pending_blocks = 0
+        self._last_step = (0, perf_counter())  # requests in it, and when it was scheduled
+
+    @property
+    def totals(self) -> SwapTotals:
+        return self._planner.totals
+
+    @property
+    def num_host_blocks(self) -> int:
+        return self._planner.num_host_blocks
+
+    @property
+    def num_host_blocks_used(self) -> int:
+        return self._planner.num_host_blocks_used
+
+    # --- leaving ------------------------------------------------------------------------------
+
+    def swap_out(self, request: Request, device_blocks: Sequence[int]) -> bool:
+        self._num_ahead.pop(request.request_id, None)
+        return self._planner.swap_out(self._kv(request, device_blocks))
+
+    def copy_ahead(self, likely_victims: Iterable[tuple[Request, Sequence[int]]]) -> None:
+        """Send full blocks of requests that may have to leave, as far as it costs nobody."""
+        num_left = self._num_blocks_ahead() if self._settings.copy_ahead else 0
+        if not num_left:
+            return
+        for request, device_blocks in likely_victims:
+            first = self._num_ahead.get(request.request_id, 0)
+            num_full = min(
+                request.num_computed_tokens // self._block_tokens, len(self._keys(request))
+            )
+            if first >= num_full:
+                continue
+            before = self.totals.blocks_ahead
+            end = self._planner.copy_ahead(
+                self._kv(request, device_blocks), first, at_most=num_left
+            )
+            self._num_ahead[request.request_id] = end
+            num_left -= self.totals.blocks_ahead - before
+            if num_left <= 0 or end < num_full:
+                return
+
+    def finish(self, request: Request, device_blocks: Sequence[int]) -> None:
+        """A request has ended: its KV may be of use to the conversation's next turn."""
+        self._offered.pop(request.request_id, None)
+        self._num_ahead.pop(request.request_id, None)
+        is_loaded = request.request_id not in self._loading
+        self._end_load(request.request_id)
+        if is_loaded and self._settings.reuse and self._is_prefix_caching:
+            self._planner.keep_finished(self._kv(request, device_blocks))
+        else:
+            self._planner.drop(request.request_id)
+
+    def forget_recent(self) -> None:
+        self._num_ahead.clear()
+        self._planner.forget_recent()
+
+    def forget_all(self) -> None:
+        self._num_ahead.clear()
+        self._planner.forget_all()
+
+    # --- coming back --------------------------------------------------------------------------
+
+    def offer(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """How many tokens behind those computed can be loaded, and whether beside the step.
+
+        None: not now, as another request is bringing the same blocks.
+        """
+        first_block = num_computed_tokens // self._block_tokens
+        keys = self._keys(request)
+        num_kept = self._planner.num_kept_tokens(request.request_id)
+        num_found = self._planner.num_found_blocks(keys, first_block)
+        end = max(num_kept, (first_block + num_found) * self._block_tokens)
+        # The last token is always computed: its logits are what the next one is sampled from.
+        end = min(end, request.num_tokens - 1)
+        if end <= num_computed_tokens:
+            self._offered.pop(request.request_id, None)
+            return 0, False
+        if first_block < len(keys) and keys[first_block] in self._keys_loading:
+            return None, False
+        num_blocks = -(-end // self._block_tokens) - first_block
+        is_async = self._settings.threads and self._timing.is_worth_going_on(num_blocks)
+        self._offered[request.request_id] = _Load(num_computed_tokens, end, is_async)
+        return end - num_computed_tokens, is_async
+
+    def accept(self, request: Request, device_blocks: Sequence[int], num_tokens: int) -> None:
+        """The request was given blocks, and is to load ``num_tokens`` of what it was offered."""
+        load = self._offered.pop(request.request_id, None)
+        if not num_tokens:
+            # The prefix cache still has it all, or vLLM does not want it.
+            self._planner.drop(request.request_id)
+            return
+        assert load is not None
+        assert num_tokens == load.end - load.first
+        self._planner.swap_in(
+            self._kv(request, device_blocks),
+            first_token=load.first,
+            end_token=load.end,
+            is_async=load.is_async,
+        )
+        if load.is_async:
+            first, end = load.first // self._block_tokens, load.end // self._block_tokens
+            keys = self._keys(request)[first:end]
+            self._loading[request.request_id] = keys
+            self._keys_loading.update(keys)
+
+    def predicted_swap_s(self, num_blocks: int) -> float:
+        return self._timing.round_trip_s(num_blocks)
+
+    # --- step by step -------------------------------------------------------------------------
+
+    def take_plan(self, output: SchedulerOutput) -> SwapPlan:
+        """The step's copies; called once for each step."""
+        num_requests, begin_s = self._last_step
+        now_s = perf_counter()
+        if num_requests:
+            self._timing.add_step(num_requests, now_s - begin_s)
+        self._last_step = (len(output.num_scheduled_tokens), now_s)
+        return self._planner.take_plan(list(_written_blocks(output, self._block_tokens)))
+
+    def hear(self, report: SwapReport | None, landed: Collection[str]) -> None:
+        """What became of the plans so far."""
+        for request_id in landed:
+            self._end_load(request_id)
+        self._num_pending_blocks = report.num_pending_blocks if report else 0
+        if report is None:
+            return
+        totals = self.totals
+        totals.stall_s += report.stall_s
+        totals.conflicts += report.conflicts
+        totals.descriptors_out += report.descriptors[Direction.OUT]
+        totals.descriptors_in += report.descriptors[Direction.IN]
+        totals.failed_blocks += len(report.failed_host_blocks) + len(report.failed_device_blocks)
+        if report.blocks[Direction.OUT]:
+            self._timing.add_out(report.blocks[Direction.OUT], report.busy_s[Direction.OUT])
+        if report.blocks[Direction.IN]:
+            self._timing.add_in(report.blocks[Direction.IN], report.busy_s[Direction.IN])
+        if report.failed_host_blocks:
+            self._num_ahead.clear()
+            self._planner.forget(report.failed_host_blocks)
+
+    def _end_load(self, request_id: str) -> None:
+        self._keys_loading.difference_update(self._loading.pop(request_id, ()))
+
+    def _num_blocks_ahead(self) -> int:
+        """How many blocks may be sent now that may never be needed."""
+        per_step = self._timing.num_blocks_out_in_step(_AHEAD_SHARE) or _FIRST_AHEAD_BLOCKS
+        return per_step if self._num_pending_blocks <= _AHEAD_STEPS * per_step else 0
+
+    def _kv(self, request: Request, device_blocks: Sequence[int]) -> RequestKV:
+        return RequestKV(
+            request.request_id,
+            self._keys(request),
+            device_blocks,
+            request.num_computed_tokens,
+            request.priority,
+        )
+
+    def _keys(self, request: Request) -> Sequence[Key]:
+        if self._is_prefix_caching:
+            return request.block_hashes
+        # What the engine may not share between requests, we do not either.
+        return [(request.request_id, index) for index in range(len(request.block_hashes))]
+
+
+def _written_blocks(output: SchedulerOutput, block_tokens: int) -> Iterator[int]:
+    """The device blocks that a step may write and did not have before."""
+    for new in output.scheduled_new_reqs:
+        for blocks in new.block_ids:
+            yield from blocks[new.num_computed_tokens // block_tokens :]
+    cached = output.scheduled_cached_reqs
+    for request_id, block_ids, num_computed in zip(
+        cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+    ):
+        if block_ids is None:
+            continue
+        # Of a request that is back, these are all of its blocks.
+        first = num_computed // block_tokens if request_id in cached.resumed_req_ids else 0
+        yield from chain.from_iterable(blocks[first:] for blocks in block_ids)
