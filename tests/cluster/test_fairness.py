@@ -14,9 +14,10 @@ from tests.cluster.traffic import Stream, backlog, complete, completion
 
 pytestmark = pytest.mark.cluster
 
-# More than there are seats, so that a tenant alone could fill both engines, and long enough that
-# none ends while service is measured.
-CROWD = NUM_ENGINES * NUM_SEATS + 4
+# A tenant alone could fill both engines, also when some of its requests end while service is
+# measured.
+SEATS = NUM_ENGINES * NUM_SEATS
+CROWD = SEATS + 8
 LONG = 8000
 WINDOW_UNITS = 120_000.0
 FURTHER_WITHIN_S = 60.0
@@ -25,12 +26,12 @@ FURTHER_WITHIN_S = 60.0
 async def test_service_follows_the_weights(server: Program, http: httpx.AsyncClient) -> None:
     """Two tenants of weights 1 and 2, both always backlogged, are served 1:2 within 5 %."""
     async with (
-        backlog(http, LIGHT, num_requests=CROWD, max_tokens=LONG) as light,
-        backlog(http, HEAVY, num_requests=CROWD, max_tokens=LONG) as heavy,
+        backlog(http, LIGHT, num_requests=CROWD, max_tokens=LONG),
+        backlog(http, HEAVY, num_requests=CROWD, max_tokens=LONG),
     ):
         begin = await all_served(http, (LIGHT, HEAVY))
         end = await later(http, begin, WINDOW_UNITS)
-        assert not any(request.done() for request in [*light, *heavy])
+        assert are_backlogged(end, (LIGHT, HEAVY))
 
     gained = gains(begin, end, (LIGHT, HEAVY))
     assert gained[HEAVY] / gained[LIGHT] == pytest.approx(2.0, rel=0.05)
@@ -43,15 +44,15 @@ async def test_a_tenant_back_from_idle_is_neither_starved_nor_owed(
     back = "back"
     await complete(http, completion(max_tokens=20), tenant=back)
     async with (
-        backlog(http, LIGHT, num_requests=CROWD, max_tokens=LONG) as light,
-        backlog(http, HEAVY, num_requests=CROWD, max_tokens=LONG) as heavy,
+        backlog(http, LIGHT, num_requests=CROWD, max_tokens=LONG),
+        backlog(http, HEAVY, num_requests=CROWD, max_tokens=LONG),
     ):
         begin = await all_served(http, (LIGHT, HEAVY))
         await later(http, begin, WINDOW_UNITS / 4)
-        async with backlog(http, back, num_requests=CROWD, max_tokens=LONG) as returned:
+        async with backlog(http, back, num_requests=CROWD, max_tokens=LONG):
             begin = await all_served(http, (LIGHT, HEAVY, back))
             end = await later(http, begin, WINDOW_UNITS)
-            assert not any(request.done() for request in [*light, *heavy, *returned])
+            assert are_backlogged(end, (LIGHT, HEAVY, back))
 
     gained = gains(begin, end, (LIGHT, HEAVY, back))
     per_weight = {LIGHT: gained[LIGHT], HEAVY: gained[HEAVY] / 2, back: gained[back]}
@@ -99,14 +100,18 @@ async def all_served(http: httpx.AsyncClient, tenants: Sequence[str]) -> Fleet:
     """The fleet once all of these tenants are backlogged and each has been served since."""
     begin = await fleet_when(
         http,
-        lambda fleet: all(fleet.tenant(tenant).live == CROWD for tenant in tenants),
-        "all requests have arrived",
+        lambda fleet: are_backlogged(fleet, tenants),
+        "all tenants are backlogged",
     )
     return await fleet_when(
         http,
         lambda fleet: min(gains(begin, fleet, tenants).values()) > 1000,
         "all tenants are being served",
     )
+
+
+def are_backlogged(fleet: Fleet, tenants: Sequence[str]) -> bool:
+    return all(fleet.tenant(tenant).live >= SEATS for tenant in tenants)
 
 
 async def later(http: httpx.AsyncClient, begin: Fleet, units: float) -> Fleet:
