@@ -250,6 +250,8 @@ class SwapManager:
     def _note_in(self, copies: BlockCopies, *, is_failed: bool) -> None:
         if is_failed:
             self._report.failed_device_blocks.update(copies.device_blocks)
+            # The copies may be good, but loading them again might fail for ever.
+            self._report.failed_host_blocks.update(copies.host_blocks)
         elif self._unwritten_host_blocks:
             self._report.failed_device_blocks.update(
                 on_device

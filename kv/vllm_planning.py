@@ -135,9 +135,10 @@ class SwapPlanning:
         if end <= num_computed_tokens:
             self._offered.pop(request.request_id, None)
             return 0, False
-        if first_block < len(keys) and keys[first_block] in self._keys_loading:
+        end_block = -(-end // self._block_tokens)
+        if self._keys_loading and not self._keys_loading.isdisjoint(keys[first_block:end_block]):
             return None, False
-        num_blocks = -(-end // self._block_tokens) - first_block
+        num_blocks = end_block - first_block
         is_async = self._settings.threads and self._timing.is_worth_going_on(num_blocks)
         self._offered[request.request_id] = _Load(num_computed_tokens, end, is_async)
         return end - num_computed_tokens, is_async
@@ -189,7 +190,7 @@ class SwapPlanning:
         totals.conflicts += report.conflicts
         totals.descriptors_out += report.descriptors[Direction.OUT]
         totals.descriptors_in += report.descriptors[Direction.IN]
-        totals.failed_blocks += len(report.failed_host_blocks) + len(report.failed_device_blocks)
+        totals.failed_blocks += len(report.failed_host_blocks)
         if report.blocks[Direction.OUT]:
             self._timing.add_out(report.blocks[Direction.OUT], report.busy_s[Direction.OUT])
         if report.blocks[Direction.IN]:

@@ -463,7 +463,7 @@ def test_reports_add_up() -> None:
     """What workers measured is summed, and predicts what a swap will cost."""
     planning = make()
     for _ in range(2):
-        report = SwapReport(stall_s=0.5, conflicts=1, failed_device_blocks={7})
+        report = SwapReport(stall_s=0.5, conflicts=1, failed_host_blocks={7})
         report.descriptors = {Direction.OUT: 3, Direction.IN: 4}
         report.blocks = {Direction.OUT: 10, Direction.IN: 10}
         report.busy_s = {Direction.OUT: 0.1, Direction.IN: 0.2}
