@@ -46,6 +46,7 @@ BENCHES = (
     Bench("serve", "ops.bench.serve", "the served fleet against the plain vLLM server"),
     Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
     Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
+    Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
 )
 
 

@@ -15,6 +15,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0, such as 1024,4096."""
+    return tuple(map(count, text.split(",")))
+
+
 def span(text: str) -> Span:
     """Token counts such as 64:192, or 128."""
     try:
