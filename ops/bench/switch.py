@@ -297,7 +297,7 @@ def table(keys: Mapping[str, Any]) -> Table:
     )
     shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for heading in ("tok/s", "TTFT p99", "TBT p99.9", "tokens again"):
+    for heading in ("tok/s", "TTFT p99", "TBT p99.9", "redone tokens"):
         shown.add_column(heading, justify="right")
     for heading in ("switches", "out", "in", "run", "stall"):
         shown.add_column(heading, justify="right", no_wrap=True)
