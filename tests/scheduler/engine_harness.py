@@ -5,6 +5,7 @@ that makes them has session scope, and pytest groups the tests by its parameter.
 """
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from kv.copier import Copier
 from kv.runs import Descriptor
-from kv.swap_plan import Direction
+from kv.swap_manager import SwapManager, SwapReport
+from kv.swap_plan import Direction, SwapPlan
+from kv.swap_timing import SwapTiming
 from kv.transfer_config import transfer_config
 from scheduler.displacement import Displacement
 from scheduler.reports import EngineProgress, SwitchCounts
@@ -63,6 +66,8 @@ class EngineSettings:
     has_prefix_cache: bool = True
     is_async: bool = False
     is_plain_vllm: bool = False
+    loads_beside: bool = False  # never wait for a load, whatever was measured
+    num_workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,11 @@ class Engine:
         self._patches.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if settings.is_async:
             _schedule_ahead_on_the_cpu(self._patches)
+        if settings.loads_beside:
+            self._patches.setattr(SwapTiming, "is_worth_going_on", lambda *_: True)
+        if settings.num_workers > 1:
+            cores = sorted(os.sched_getaffinity(0))[: settings.num_workers]
+            self._patches.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, cores)))
         self._llm = LLMEngine.from_engine_args(_engine_args(model, settings))
         self.outputs: Outputs = {}
         self.cached_tokens: dict[str, int] = {}
@@ -172,6 +182,16 @@ class Engine:
         manager.drain()
         manager._copier = copier.copier
 
+    @contextlib.contextmanager
+    def witnessed_copies(self) -> "Iterator[KVWitness]":
+        """While this lasts, every block that comes back is compared with what left."""
+        manager = get_kv_transfer_group()._manager
+        witness = KVWitness(manager)
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setattr(manager, "submit", witness.submit)
+            patches.setattr(manager, "take_report", witness.take_report)
+            yield witness
+
     def forget_cached_blocks(self) -> None:
         """Empty the device's prefix cache, also of blocks that are in use."""
         manager = self.scheduler.kv_cache_manager
@@ -218,15 +238,61 @@ class FailingCopier:
         self.copier.order_device_behind(ticket)
 
 
+class KVWitness:
+    """Looks at the bytes of every layer: what is loaded must be what was saved under that place.
+
+    A plan's outcome is that of its copies one after another, so what leaves is known when the
+    plan is submitted, however late it is copied.
+    """
+
+    def __init__(self, manager: SwapManager) -> None:
+        self.num_blocks_compared = 0
+        self._submit, self._take_report = manager.submit, manager.take_report
+        self._layers = [device for device, _ in manager._copier._layers]
+        self._saved: dict[int, list[bytes]] = {}  # by host block, one entry per layer
+        self._awaited: dict[str, dict[int, list[bytes]]] = {}  # by request, then device block
+
+    def submit(self, plan: SwapPlan) -> None:
+        arriving: dict[int, list[bytes]] = {}
+        for copies in plan.copies:
+            pairs = zip(copies.device_blocks, copies.host_blocks, strict=True)
+            if copies.direction is Direction.OUT:
+                for on_device, on_host in pairs:
+                    self._saved[on_host] = arriving.get(on_device) or self._bytes(on_device)
+                continue
+            # Whatever was saved before the witness came is not known.
+            known = {device: self._saved[host] for device, host in pairs if host in self._saved}
+            arriving |= known
+            if copies.request_id is not None:
+                self._awaited[copies.request_id] = known
+        awaited = {block for blocks in self._awaited.values() for block in blocks}
+        self._submit(plan)
+        self._compare({block: arriving[block] for block in arriving.keys() - awaited})
+
+    def take_report(self) -> SwapReport:
+        report = self._take_report()
+        for request_id in report.landed:
+            self._compare(self._awaited.pop(request_id, {}))
+        return report
+
+    def _compare(self, expected: dict[int, list[bytes]]) -> None:
+        for block, saved in expected.items():
+            assert self._bytes(block) == saved, f"block {block} came back changed"
+        self.num_blocks_compared += len(expected)
+
+    def _bytes(self, device_block: int) -> list[bytes]:
+        return [layer[device_block].tobytes() for layer in self._layers]
+
+
 def prompt(choose: random.Random, num_tokens: int) -> list[int]:
     return [choose.randrange(VOCABULARY) for _ in range(num_tokens)]
 
 
-def preempt_at_random(choose: random.Random) -> Steer:
-    """A random running request is preempted at every second step."""
+def preempt_at_random(choose: random.Random, *, every: int = 2) -> Steer:
+    """A random running request is preempted at every second step, or so."""
 
     def steer(scheduler: FastSwitchScheduler) -> Displacement | None:
-        if scheduler.current_step % 2 or not scheduler.running:
+        if scheduler.current_step % every or not scheduler.running:
             return None
         return Displacement(victims=(choose.choice(scheduler.running).request_id,))
 
@@ -252,6 +318,7 @@ def _engine_args(model: Path, settings: EngineSettings) -> EngineArgs:
         scheduler_cls=None if settings.is_plain_vllm else scheduler,
         kv_transfer_config=transfer,
         disable_log_stats=True,
+        tensor_parallel_size=settings.num_workers,
     )
 
 
