@@ -248,7 +248,8 @@ class KVWitness:
     def __init__(self, manager: SwapManager) -> None:
         self.num_blocks_compared = 0
         self._submit, self._take_report = manager.submit, manager.take_report
-        self._layers = [device for device, _ in manager._copier._layers]
+        copier: Any = manager._copier
+        self._layers = [device for device, _ in copier._layers]
         self._saved: dict[int, list[bytes]] = {}  # by host block, one entry per layer
         self._awaited: dict[str, dict[int, list[bytes]]] = {}  # by request, then device block
 
