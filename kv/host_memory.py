@@ -51,6 +51,9 @@ def allocate(
     rows = {}
     for name, device in device_rows.items():
         rows[name] = torch.empty((num_host_blocks, device.shape[1]), dtype=torch.uint8)
+        # Written now: the first write to a page costs several times a copy's, and a machine that
+        # has promised more memory than it has should fail at start.
+        rows[name].zero_()
         if is_pinned:
             # Not pin_memory=True: that rounds up to the next power of two.
             _pin(rows[name])

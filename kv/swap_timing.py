@@ -8,6 +8,9 @@ from collections import deque
 from statistics import median
 
 _WINDOW = 32
+# Of the engine's time, what it may spend waiting for copies while others run; half of the one
+# percent that nobody should notice, as conflicts cost some too.
+_MOST_WAITING = 0.005
 
 
 class SwapTiming:
@@ -20,6 +23,8 @@ class SwapTiming:
         self._out: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._in: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._waits: deque[float] = deque(maxlen=_WINDOW)  # of the same steps
+        self._planned_wait_s = 0.0  # in the step that is being scheduled
 
     def add_out(self, num_blocks: int, seconds: float) -> None:
         self._out.append((num_blocks, seconds))
@@ -27,8 +32,15 @@ class SwapTiming:
     def add_in(self, num_blocks: int, seconds: float) -> None:
         self._in.append((num_blocks, seconds))
 
-    def add_step(self, num_requests: int, seconds: float) -> None:
+    def add_step(self, num_requests: int, seconds: float, wait_s: float) -> None:
+        """A step of so many requests is over; of its time, the engine waited ``wait_s``."""
         self._steps.append((num_requests, seconds))
+        self._waits.append(wait_s)
+        self._planned_wait_s = 0.0
+
+    def plan_wait(self, num_blocks: int) -> None:
+        """The step that is being scheduled will wait for a load of so many blocks."""
+        self._planned_wait_s += self.in_s(num_blocks)
 
     def in_s(self, num_blocks: int) -> float:
         """What loading so many blocks will take."""
@@ -49,12 +61,17 @@ class SwapTiming:
         """Whether to load beside the running requests instead of before their next step.
 
         Waiting costs every running request the time of the copy; going on costs the loaded one
-        the rest of a step. So: wait while few run or the copy is short beside a step.
+        the rest of a step. So: wait while few run or the copy is short beside a step, unless the
+        engine has waited too much of late.
         """
         if not self._steps:
             return False
         num_requests = median(requests for requests, _ in self._steps)
-        return num_requests * self.in_s(num_blocks) > self._step_s
+        load_s = self.in_s(num_blocks)
+        if num_requests * load_s > self._step_s:
+            return True
+        wait_s = sum(self._waits) + self._planned_wait_s + load_s
+        return num_requests > 1 and wait_s > _MOST_WAITING * sum(s for _, s in self._steps)
 
     @property
     def _step_s(self) -> float:

@@ -196,7 +196,6 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
                 kv_caches,
                 self._kv_cache_config,
                 num_host_blocks=self._num_host_blocks,
-                num_workers=self._vllm_config.parallel_config.world_size,
             )
 
     def handle_preemptions(self, kv_connector_metadata: SwapMetadata) -> None:

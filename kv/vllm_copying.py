@@ -30,11 +30,8 @@ def make_swap_manager(
     kv_cache_config: KVCacheConfig,
     *,
     num_host_blocks: int,
-    num_workers: int,
 ) -> SwapManager:
     """Allocate host memory to match the engine's KV, and prove that blocks survive it.
-
-    ``num_workers`` share the machine's memory.
 
     Raises:
         HostMemorySizeError: the machine has too little memory.
@@ -42,9 +39,8 @@ def make_swap_manager(
         RoundTripError: a block came back from host memory changed.
     """
     is_cuda = next(iter(kv_caches.values())).is_cuda
-    # Pinned memory is gone at once, so the next worker sees less; other memory only with use.
-    num_sharing = 1 if is_cuda else num_workers
-    num_bytes = num_sharing * num_host_blocks * block_bytes(kv_cache_config)
+    # This worker's part alone: what another has taken is no longer free.
+    num_bytes = num_host_blocks * block_bytes(kv_cache_config)
     check_fits(settings.host_kv_gib, num_bytes, free_bytes())
     device = _device_rows(kv_caches, kv_cache_config)
     host = allocate(device, num_host_blocks, is_pinned=is_cuda)

@@ -59,6 +59,7 @@ class SwapPlanning:
         self._num_ahead: dict[str, int] = {}  # blocks known to be in host memory, by request
         self._num_pending_blocks = 0
         self._last_step = (0, perf_counter())  # requests in it, and when it was scheduled
+        self._wait_s = 0.0  # since then
 
     @property
     def totals(self) -> SwapTotals:
@@ -158,11 +159,13 @@ class SwapPlanning:
             end_token=load.end,
             is_async=load.is_async,
         )
+        first, end = load.first // self._block_tokens, -(-load.end // self._block_tokens)
         if load.is_async:
-            first, end = load.first // self._block_tokens, load.end // self._block_tokens
             keys = self._keys(request)[first:end]
             self._loading[request.request_id] = keys
             self._keys_loading.update(keys)
+        else:
+            self._timing.plan_wait(end - first)
 
     def predicted_swap_s(self, num_blocks: int) -> float:
         return self._timing.round_trip_s(num_blocks)
@@ -174,7 +177,8 @@ class SwapPlanning:
         num_requests, begin_s = self._last_step
         now_s = perf_counter()
         if num_requests:
-            self._timing.add_step(num_requests, now_s - begin_s)
+            self._timing.add_step(num_requests, now_s - begin_s, self._wait_s)
+            self._wait_s = 0.0
         self._last_step = (len(output.num_scheduled_tokens), now_s)
         return self._planner.take_plan(list(_written_blocks(output, self._block_tokens)))
 
@@ -187,6 +191,7 @@ class SwapPlanning:
             return
         totals = self.totals
         totals.stall_s += report.stall_s
+        self._wait_s += report.stall_s
         totals.conflicts += report.conflicts
         totals.descriptors_out += report.descriptors[Direction.OUT]
         totals.descriptors_in += report.descriptors[Direction.IN]
