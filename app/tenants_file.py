@@ -265,6 +265,13 @@ class _UniqueFieldLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# Loaders share their constructors, and a library that vLLM loads for structured output has all of
+# them leave times as text.
+_UniqueFieldLoader.add_constructor(
+    "tag:yaml.org,2002:timestamp", _UniqueFieldLoader.construct_yaml_timestamp
+)
+
+
 def _load_yaml(content: bytes) -> object:
     loader = _UniqueFieldLoader(content)
     try:

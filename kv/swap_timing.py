@@ -14,7 +14,7 @@ _MOST_WAITING = 0.005
 
 
 class SwapTiming:
-    """Recent rates: seconds per block in each direction, seconds and requests per step.
+    """Recent rates: seconds per block, of copies and of waiting; seconds and requests per step.
 
     Until something was measured, copies count as free, so that the first are waited for.
     """
@@ -22,6 +22,7 @@ class SwapTiming:
     def __init__(self) -> None:
         self._out: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._in: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._waits_for_blocks: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._waits: deque[float] = deque(maxlen=_WINDOW)  # of the same steps
         self._planned_wait_s = 0.0  # in the step that is being scheduled
@@ -31,6 +32,10 @@ class SwapTiming:
 
     def add_in(self, num_blocks: int, seconds: float) -> None:
         self._in.append((num_blocks, seconds))
+
+    def add_wait(self, num_blocks: int, seconds: float) -> None:
+        """While so many blocks were moved, in either direction, the engine waited so long."""
+        self._waits_for_blocks.append((num_blocks, seconds))
 
     def add_step(self, num_requests: int, seconds: float, wait_s: float) -> None:
         """A step of so many requests is over; of its time, the engine waited ``wait_s``."""
@@ -46,9 +51,12 @@ class SwapTiming:
         """What loading so many blocks will take."""
         return num_blocks * _seconds_per_block(self._in)
 
-    def round_trip_s(self, num_blocks: int) -> float:
-        """What sending so many blocks and loading them again will take."""
-        return num_blocks * (_seconds_per_block(self._out) + _seconds_per_block(self._in))
+    def engine_s(self, num_blocks: int) -> float:
+        """What the engine will wait for copies if so many blocks leave and come back.
+
+        Not what the copies take: most of them are beside its steps.
+        """
+        return 2 * num_blocks * _seconds_per_block(self._waits_for_blocks)
 
     def num_blocks_out_in_step(self, share: float) -> int | None:
         """How many blocks can be sent in a share of a step; None while that is not known."""

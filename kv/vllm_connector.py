@@ -121,7 +121,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
             self._planning.copy_ahead((request, blocks) for request, [blocks] in likely_victims)
 
     def predicted_swap_s(self, num_blocks: int) -> float:
-        """Time that copying so many blocks out and in again takes; 0 while nothing is known."""
+        """What the engine will wait for so many blocks to leave and come back; 0 while unknown."""
         return self._planning.predicted_swap_s(num_blocks) if self._planning else 0.0
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None:

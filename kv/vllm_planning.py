@@ -168,7 +168,7 @@ class SwapPlanning:
             self._timing.plan_wait(end - first)
 
     def predicted_swap_s(self, num_blocks: int) -> float:
-        return self._timing.round_trip_s(num_blocks)
+        return self._timing.engine_s(num_blocks)
 
     # --- step by step -------------------------------------------------------------------------
 
@@ -196,6 +196,8 @@ class SwapPlanning:
         totals.descriptors_out += report.descriptors[Direction.OUT]
         totals.descriptors_in += report.descriptors[Direction.IN]
         totals.failed_blocks += len(report.failed_host_blocks)
+        if num_blocks := sum(report.blocks.values()):
+            self._timing.add_wait(num_blocks, report.stall_s)
         if report.blocks[Direction.OUT]:
             self._timing.add_out(report.blocks[Direction.OUT], report.busy_s[Direction.OUT])
         if report.blocks[Direction.IN]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.errors import TenantNameError, TenantsFileError, UnknownKeyIdError, WeightError
 from app.keys import hash_secret, new_key
@@ -182,6 +183,18 @@ def test_a_new_key_leaves_the_tenants_weight_alone() -> None:
     settings = add_key(settings, "alice", record())
 
     assert settings.tenants["alice"].weight == 4.0
+
+
+def test_times_are_times_whatever_other_libraries_do_to_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that vLLM loads has all of PyYAML's loaders leave times as text."""
+    constructors = yaml.CSafeLoader.yaml_constructors
+    monkeypatch.setitem(constructors, "tag:yaml.org,2002:timestamp", lambda _, node: node.value)
+    path = tmp_path / "tenants.yaml"
+    path.write_text(f"tenants: {{a: {{keys: [{KEY}]}}}}")
+
+    assert read_tenants_file(path).tenants["a"].keys[0].created == NOW
 
 
 def test_programs_that_edit_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ async def test_a_killed_router_is_missed_by_nobody(
 
     What clients were given meanwhile is charged, to within 5 %, whichever router saw it.
     """
-    before = await look(http)
+    before = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
     router = server.part(ROUTER)
     async with endless_requests(http, "steady") as served:
         await until_served(http, served, more=20)

@@ -15,12 +15,18 @@ def measured(*, num_requests: int = 4, step_s: float = 0.1) -> SwapTiming:
     return timing
 
 
-def test_a_load_is_predicted_from_the_measured_rates() -> None:
-    """Each direction has its own rate, and a round trip costs both."""
-    timing = measured()
+def test_a_load_is_predicted_from_the_measured_rate() -> None:
+    """Each direction has its own."""
+    assert measured().in_s(5) == pytest.approx(0.010)
 
-    assert timing.in_s(5) == pytest.approx(0.010)
-    assert timing.round_trip_s(5) == pytest.approx(0.015)
+
+def test_a_swap_costs_the_engine_what_it_waits() -> None:
+    """Copies beside the steps cost it nothing, however long they take."""
+    timing = measured()
+    timing.add_wait(8, 0.0)
+    timing.add_wait(2, 0.001)
+
+    assert timing.engine_s(10) == pytest.approx(0.002)
 
 
 def test_large_copies_weigh_more_than_small_ones() -> None:
@@ -36,7 +42,7 @@ def test_what_was_not_measured_is_free_and_waited_for() -> None:
     """With no rates known nothing is predicted, and the first loads are waited for."""
     timing = SwapTiming()
 
-    assert (timing.in_s(1000), timing.round_trip_s(1000)) == (0, 0)
+    assert (timing.in_s(1000), timing.engine_s(1000)) == (0, 0)
     assert not timing.is_worth_going_on(1000)
     assert timing.num_blocks_out_in_step(0.1) is None
     timing.add_in(1, 1.0)

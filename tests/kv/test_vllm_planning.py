@@ -473,4 +473,4 @@ def test_reports_add_up() -> None:
     totals = planning.totals
     assert (totals.stall_s, totals.conflicts, totals.failed_blocks) == (1.0, 2, 2)
     assert (totals.descriptors_out, totals.descriptors_in) == (6, 8)
-    assert planning.predicted_swap_s(10) == pytest.approx(0.3)
+    assert planning.predicted_swap_s(10) == pytest.approx(0.5)

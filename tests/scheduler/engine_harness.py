@@ -5,6 +5,7 @@ that makes them has session scope, and pytest groups the tests by its parameter.
 """
 
 import contextlib
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from kv.swap_manager import SwapManager, SwapReport
 from kv.swap_plan import Direction, SwapPlan
 from kv.swap_timing import SwapTiming
 from kv.transfer_config import transfer_config
+from scheduler.costs import StepCosts
 from scheduler.displacement import Displacement
 from scheduler.reports import EngineProgress, SwitchCounts
 from scheduler.vllm_scheduler import FastSwitchAsyncScheduler, FastSwitchScheduler
@@ -92,6 +94,8 @@ class Engine:
     def __init__(self, model: Path, settings: EngineSettings) -> None:
         self._patches = pytest.MonkeyPatch()
         self._patches.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Whatever this machine's rates: what is tested is swapping.
+        self._patches.setattr(StepCosts, "recompute_s", lambda *_: math.inf)
         if settings.is_async:
             _schedule_ahead_on_the_cpu(self._patches)
         if settings.loads_beside:
