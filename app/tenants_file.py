@@ -268,7 +268,7 @@ class _UniqueFieldLoader(yaml.CSafeLoader):
 # Loaders share their constructors, and a library that vLLM loads for structured output has all of
 # them leave times as text.
 _UniqueFieldLoader.add_constructor(
-    "tag:yaml.org,2002:timestamp", _UniqueFieldLoader.construct_yaml_timestamp
+    "tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_yaml_timestamp(node)
 )
 
 
