@@ -265,11 +265,13 @@ class _UniqueFieldLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _construct_time(loader: Any, node: Any) -> Any:
+    return loader.construct_yaml_timestamp(node)
+
+
 # Loaders share their constructors, and a library that vLLM loads for structured output has all of
 # them leave times as text.
-_UniqueFieldLoader.add_constructor(
-    "tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_yaml_timestamp(node)
-)
+_UniqueFieldLoader.add_constructor("tag:yaml.org,2002:timestamp", _construct_time)
 
 
 def _load_yaml(content: bytes) -> object:
