@@ -37,6 +37,20 @@ class SwapTotals:
     evicted_blocks: int = 0
     lost_copies: int = 0
     failed_blocks: int = 0
+    load_waits: int = 0
+    load_waits_1ms: int = 0  # of them, those of at most a millisecond, and so on
+    load_waits_10ms: int = 0
+    load_waits_100ms: int = 0
+    load_waits_1s: int = 0
+    load_wait_s: float = 0.0
+
+    def add_load_wait(self, seconds: float) -> None:
+        self.load_waits += 1
+        self.load_waits_1ms += seconds <= 1e-3
+        self.load_waits_10ms += seconds <= 1e-2
+        self.load_waits_100ms += seconds <= 1e-1
+        self.load_waits_1s += seconds <= 1
+        self.load_wait_s += seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class CopyJob:
     followers: list["CopyJob"] = field(default_factory=list)
     awaited: list["CopyJob"] = field(default_factory=list)
     ticket: Any = None
+    submitted_s: float = field(default_factory=perf_counter)
 
     def conflicts_with(self, later: "CopyJob") -> bool:
         """Whether a later copy may not overtake this one: either writes what the other touches."""
@@ -68,6 +69,7 @@ class SwapReport:
     descriptors: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
     blocks: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
     busy_s: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(Direction, 0.0))
+    load_waits_s: list[float] = field(default_factory=list)  # of each load, until it landed
     stall_s: float = 0.0
     conflicts: int = 0
     num_pending_blocks: int = 0
@@ -81,6 +83,7 @@ class SwapReport:
             {way: max(self.descriptors[way], other.descriptors[way]) for way in Direction},
             {way: max(self.blocks[way], other.blocks[way]) for way in Direction},
             {way: max(self.busy_s[way], other.busy_s[way]) for way in Direction},
+            max(self.load_waits_s, other.load_waits_s, key=sum),
             max(self.stall_s, other.stall_s),
             max(self.conflicts, other.conflicts),
             max(self.num_pending_blocks, other.num_pending_blocks),
@@ -236,6 +239,7 @@ class SwapManager:
             self._note_out(copies, is_failed=is_failed)
         else:
             self._note_in(copies, is_failed=is_failed)
+            report.load_waits_s.append(perf_counter() - job.submitted_s)
         if copies.request_id is not None:
             report.landed.add(copies.request_id)
         self._changed.notify_all()

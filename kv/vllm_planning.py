@@ -196,6 +196,8 @@ class SwapPlanning:
         totals.descriptors_out += report.descriptors[Direction.OUT]
         totals.descriptors_in += report.descriptors[Direction.IN]
         totals.failed_blocks += len(report.failed_host_blocks)
+        for seconds in report.load_waits_s:
+            totals.add_load_wait(seconds)
         if num_blocks := sum(report.blocks.values()):
             self._timing.add_wait(num_blocks, report.stall_s)
         if report.blocks[Direction.OUT]:

@@ -54,6 +54,12 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     lost_copies: int = 0  # swapped-out requests that lost KV in that way
     failed_blocks: int = 0  # copies that failed
     blocks_found: int = 0  # of blocks_in, those for requests that had not been swapped out
+    load_waits: int = 0  # loads from host memory that have landed
+    load_waits_1ms: int = 0  # of them, those that took at most a millisecond, and so on
+    load_waits_10ms: int = 0
+    load_waits_100ms: int = 0
+    load_waits_1s: int = 0
+    load_wait_s: float = 0.0  # together
     cheaper_recomputes: int = 0  # fallbacks since computing again would take less time than a swap
 
 

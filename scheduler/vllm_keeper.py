@@ -29,6 +29,12 @@ class SwapTotals(Protocol):
     evicted_blocks: int
     lost_copies: int
     failed_blocks: int
+    load_waits: int
+    load_waits_1ms: int
+    load_waits_10ms: int
+    load_waits_100ms: int
+    load_waits_1s: int
+    load_wait_s: float
 
 
 @runtime_checkable

@@ -27,7 +27,7 @@ from scheduler.displacement import quantum_steps
 from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
 from scheduler.vllm_displacement import DisplacingScheduler
-from scheduler.vllm_keeper import BlockTables, KVKeeper
+from scheduler.vllm_keeper import BlockTables, KVKeeper, SwapTotals
 
 TENANT_ARG = "fastswitch_tenant"
 DEFAULT_TENANT = "default"
@@ -279,23 +279,9 @@ class FastSwitchScheduler(DisplacingScheduler):
         if self._keeper is None:
             return counts
         totals = self._keeper.swap_totals
+        # What a keeper counts has the same names in the report.
         return structs.replace(
-            counts,
-            swaps_out=totals.swaps_out,
-            swaps_in=totals.swaps_in,
-            blocks_out=totals.blocks_out,
-            blocks_in=totals.blocks_in,
-            stall_s=totals.stall_s,
-            descriptors_out=totals.descriptors_out,
-            descriptors_in=totals.descriptors_in,
-            blocks_ahead=totals.blocks_ahead,
-            blocks_spared=totals.blocks_spared,
-            blocks_found=totals.blocks_found,
-            async_swaps_in=totals.async_swaps_in,
-            conflicts=totals.conflicts,
-            evicted_blocks=totals.evicted_blocks,
-            lost_copies=totals.lost_copies,
-            failed_blocks=totals.failed_blocks,
+            counts, **{name: getattr(totals, name) for name in SwapTotals.__annotations__}
         )
 
 

@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from ops.metrics.tenant_labels import REST, TenantLabels
@@ -224,6 +229,15 @@ _ENGINE_FAMILIES = (
     ),
 )
 
+# Upper bounds in seconds, as Prometheus writes them.
+_LOAD_WAIT_BUCKETS = (
+    ("0.001", "load_waits_1ms"),
+    ("0.01", "load_waits_10ms"),
+    ("0.1", "load_waits_100ms"),
+    ("1.0", "load_waits_1s"),
+    ("+Inf", "load_waits"),
+)
+
 
 class FleetCollector(Collector):
     """The newest snapshot as metrics. Before the first, only that the router is away."""
@@ -255,6 +269,19 @@ class FleetCollector(Collector):
         yield self._weights()
         for family in _ENGINE_FAMILIES:
             yield _metric(family, "engine", self._engines)
+        yield self._load_waits()
+
+    def _load_waits(self) -> Metric:
+        family = HistogramMetricFamily(
+            "fastswitch_engine_load_wait_seconds",
+            "From when KV is wanted back from host memory until it is there.",
+            labels=("engine",),
+        )
+        for name, engine in self._engines.items():
+            switches = engine["switches"]
+            buckets = [(bound, switches[count]) for bound, count in _LOAD_WAIT_BUCKETS]
+            family.add_metric((name,), buckets, sum_value=switches["load_wait_s"])
+        return family
 
     def _labelled_tenants(self) -> Mapping[str, Numbers]:
         # While there are labels to give, those served most come first.

@@ -128,7 +128,9 @@ def test_a_load_beside_the_step_is_told_when_it_has_landed(bench: Bench) -> None
     bench.hold(into([3], [4], Urgency.REQUEST, "a"))
     assert bench.manager.take_report().landed == set()
 
-    assert bench.land_all().landed == {"a"}
+    report = bench.land_all()
+    assert report.landed == {"a"}
+    assert len(report.load_waits_s) == 1
     assert value(bench.device, 3) == 105
 
 

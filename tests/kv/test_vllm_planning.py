@@ -465,6 +465,7 @@ def test_reports_add_up() -> None:
     for _ in range(2):
         report = SwapReport(stall_s=0.5, conflicts=1, failed_host_blocks={7})
         report.descriptors = {Direction.OUT: 3, Direction.IN: 4}
+        report.load_waits_s = [0.0005, 0.05]
         report.blocks = {Direction.OUT: 10, Direction.IN: 10}
         report.busy_s = {Direction.OUT: 0.1, Direction.IN: 0.2}
         planning.hear(report, ())
@@ -473,4 +474,7 @@ def test_reports_add_up() -> None:
     totals = planning.totals
     assert (totals.stall_s, totals.conflicts, totals.failed_blocks) == (1.0, 2, 2)
     assert (totals.descriptors_out, totals.descriptors_in) == (6, 8)
+    assert (totals.load_waits, totals.load_waits_1ms, totals.load_waits_10ms) == (4, 2, 2)
+    assert totals.load_waits_100ms == 4
+    assert totals.load_wait_s == pytest.approx(0.101)
     assert planning.predicted_swap_s(10) == pytest.approx(0.5)

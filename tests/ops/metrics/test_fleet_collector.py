@@ -99,6 +99,12 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         blocks_ahead=13,
         blocks_spared=14,
         blocks_found=20,
+        load_waits=21,
+        load_waits_1ms=3,
+        load_waits_10ms=17,
+        load_waits_100ms=19,
+        load_waits_1s=20,
+        load_wait_s=2.5,
         async_swaps_in=15,
         conflicts=16,
         evicted_blocks=17,
@@ -169,6 +175,12 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("failed_copy_blocks", {}),
         )
     ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19]
+    waits = "fastswitch_engine_load_wait_seconds"
+    assert [
+        exposed.value(f"{waits}_bucket", engine="e1", le=bound)
+        for bound in ("0.001", "0.01", "0.1", "1.0", "+Inf")
+    ] == [3, 17, 19, 20, 21]
+    assert exposed.value(f"{waits}_sum", engine="e1") == 2.5
 
 
 def test_before_the_first_snapshot_only_the_missing_router_shows() -> None:
@@ -188,7 +200,7 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     for family in exposed.families().values():
         assert family.name.startswith("fastswitch_")
         assert family.documentation.endswith(".")
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
             assert set(sample.labels) <= LABELS
 
