@@ -202,7 +202,7 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
         assert family.documentation.endswith(".")
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert set(sample.labels) <= LABELS
+            assert set(sample.labels) <= LABELS | {"le"}
 
 
 def test_a_hundred_thousand_tenants_stay_few_series() -> None:
