@@ -15,7 +15,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from time import perf_counter
 from typing import Any
 
@@ -95,8 +95,11 @@ class SwapManager:
 
     def __init__(self, copier: Copier, *, has_threads: bool = True) -> None:
         self._copier = copier
-        self._changed = Condition()
-        # All below is touched only by who holds the condition's lock.
+        self._lock = Lock()
+        self._progress = Condition(self._lock)  # a copy has begun or landed
+        # One per direction: waking a thread for nothing takes the time of the one that works.
+        self._work_is_ready = {direction: Condition(self._lock) for direction in Direction}
+        # All below is touched only by who holds the lock.
         self._report = SwapReport()
         self._pending: dict[CopyJob, None] = {}
         self._ready: dict[Direction, list[tuple[Urgency, int, CopyJob]]] = {
@@ -124,7 +127,7 @@ class SwapManager:
             return
         begin_s = perf_counter()
         after = self._copier.mark() if plan.copies else None
-        with self._changed:
+        with self._lock:
             jobs = [self._add(copies, after) for copies in plan.copies]
             needed = [job for job in jobs if job.urgency is Urgency.STEP]
             conflicting = self._pending_that_touch(plan.written_blocks, besides=needed)
@@ -133,23 +136,23 @@ class SwapManager:
             for job in behind:
                 self._hasten(job)
             mine = self._claim(behind) if self._is_helping else []
-            self._changed.notify_all()
+            self._call_threads()
         for job in mine:
             self._run(job)
         for job in behind:
             self._order_device_behind(job)
-        with self._changed:
+        with self._lock:
             self._report.stall_s += perf_counter() - begin_s
 
     def take_report(self) -> SwapReport:
-        with self._changed:
+        with self._lock:
             report, self._report = self._report, SwapReport()
             report.num_pending_blocks = sum(len(job.copies) for job in self._pending)
             return report
 
     def drain(self) -> None:
         """Wait until all copies have landed."""
-        with self._changed:
+        with self._lock:
             jobs = list(self._pending)
         for job in jobs:
             self._wait_for(job, _State.LANDED)
@@ -157,9 +160,10 @@ class SwapManager:
     def close(self) -> None:
         """Land what was submitted and end the threads."""
         self.drain()
-        with self._changed:
+        with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
+            for condition in self._work_is_ready.values():
+                condition.notify()
         for thread in self._threads:
             thread.join()
 
@@ -196,6 +200,11 @@ class SwapManager:
     def _make_ready(self, job: CopyJob) -> None:
         job.state = _State.READY
         heapq.heappush(self._ready[job.copies.direction], (job.urgency, job.number, job))
+
+    def _call_threads(self) -> None:
+        for direction, condition in self._work_is_ready.items():
+            if self._ready[direction]:
+                condition.notify()
 
     def _pending_that_touch(
         self, blocks: Collection[int], besides: Collection[CopyJob]
@@ -242,7 +251,8 @@ class SwapManager:
             report.load_waits_s.append(perf_counter() - job.submitted_s)
         if copies.request_id is not None:
             report.landed.add(copies.request_id)
-        self._changed.notify_all()
+        self._call_threads()
+        self._progress.notify_all()
 
     def _note_out(self, copies: BlockCopies, *, is_failed: bool) -> None:
         if is_failed:
@@ -269,11 +279,11 @@ class SwapManager:
         """A copying thread's life."""
         _use_all_cores()
         while True:
-            with self._changed:
+            with self._lock:
                 while (job := self._take(direction)) is None:
                     if self._is_closed:
                         return
-                    self._changed.wait()
+                    self._work_is_ready[direction].wait()
             self._run(job)
 
     def _run(self, job: CopyJob) -> None:
@@ -282,9 +292,9 @@ class SwapManager:
             descriptors = describe(copies.device_blocks, copies.host_blocks)
             num_descriptors = len(descriptors)
             job.ticket = self._copier.begin(copies.direction, descriptors, job.after)
-            with self._changed:
+            with self._lock:
                 job.state = _State.BEGUN
-                self._changed.notify_all()
+                self._progress.notify_all()
             self._copier.finish(job.ticket)
         except Exception:
             logger.exception(
@@ -293,7 +303,7 @@ class SwapManager:
                 copies.direction.value,
             )
             is_failed = True
-        with self._changed:
+        with self._lock:
             self._land(job, num_descriptors, perf_counter() - begin_s, is_failed=is_failed)
 
     def _order_device_behind(self, job: CopyJob) -> None:
@@ -307,12 +317,12 @@ class SwapManager:
     def _wait_for(self, job: CopyJob, state: _State) -> None:
         """Wait for a copy; where that is quicker, by making it, or those it waits for."""
         while True:
-            with self._changed:
+            with self._lock:
                 if job.state >= state:
                     return
                 mine = self._first_ready(job)
                 if mine is None:
-                    self._changed.wait()
+                    self._progress.wait()
                     continue
                 mine.state = _State.TAKEN
             self._run(mine)
