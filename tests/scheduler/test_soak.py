@@ -1,0 +1,60 @@
+"""Memory under switches at every step, for as long as one likes to wait.
+
+SOAK_S=3600 make test PYTEST_ARGS="tests/scheduler/test_soak.py -s"
+"""
+
+import os
+import random
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from tests.scheduler.engine_harness import Engine, EngineSettings, preempt_at_random
+from tests.scheduler.workloads import WORKLOADS
+
+pytestmark = pytest.mark.engine
+
+SOAK_S = float(os.environ.get("SOAK_S", "20"))
+# What an allocator may hold back or a cache of the interpreter grow by, whatever the time.
+SLACK_MIB = 64
+
+
+@pytest.mark.timeout(SOAK_S + 300)
+@pytest.mark.parametrize(
+    "started_engine",
+    [EngineSettings(num_blocks=64, host_blocks=48)],
+    ids=["few blocks"],
+    indirect=True,
+    scope="session",
+)
+def test_memory_stays_flat(engine: Engine, seed: int) -> None:
+    """A random victim at every step and requests without end: the process does not grow."""
+    choose = random.Random(seed)
+    engine.steer(preempt_at_random(choose, every=1))
+    num_rounds = 0
+
+    def run_a_round() -> float:
+        nonlocal num_rounds
+        num_rounds += 1
+        works = choose.sample(WORKLOADS["mixed"], k=50)
+        engine.run(replace(work, name=f"{work.name}.{num_rounds}") for work in works)
+        for work in works:  # the harness's own memory of them
+            del engine.outputs[f"{work.name}.{num_rounds}"]
+        return psutil.Process().memory_info().rss / 2**20
+
+    end_s = time.monotonic() + SOAK_S
+    warm_mib = max(run_a_round() for _ in range(4))
+    told_s = time.monotonic()
+    while time.monotonic() < end_s:
+        grown_mib = run_a_round() - warm_mib
+        if time.monotonic() - told_s > 30:
+            told_s = time.monotonic()
+            switches = engine.switches().preemptions
+            print(f"{switches} switches, {warm_mib:.0f} MiB and {grown_mib:+.1f}", flush=True)
+        assert grown_mib < SLACK_MIB
+
+    assert engine.switches().preemptions > 500
+    progress = engine.progress()
+    assert (progress.blocks_used, progress.host_blocks_used) == (0, 0)
