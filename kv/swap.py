@@ -223,6 +223,11 @@ class SwapPlanner:
             if index is not None:
                 self._cut(request_id, index)
 
+    def end(self, request_id: str, keys: Iterable[Key]) -> None:
+        """A request has ended whose KV is of use to nobody else: forget it all."""
+        self.drop(request_id)
+        self._cache.forget(block for block in self._held(keys) if block is not None)
+
     def forget_all(self) -> None:
         for request_id in list(self._kept):
             self.drop(request_id)
@@ -243,14 +248,21 @@ class SwapPlanner:
 
         What is overwritten for them is of a priority ``worse_than`` this.
         """
-        keys = kv.keys[: kv.num_tokens // self._block_tokens][: first + at_most]
+        keys = kv.keys[: min(kv.num_tokens // self._block_tokens, first + at_most)]
         num_blocks = self._cache.num_yielding_to(worse_than, at_most=len(keys) - first)
-        keys = keys[: first + num_blocks]
+        if not num_blocks:
+            return first
+        # Looked up only from there on: a context is long, and this is asked in every step.
+        begin = max(first - 1, 0)
+        part = replace(kv, keys=keys[begin:], device_blocks=kv.device_blocks[begin:])
+        keys = keys[begin : first + num_blocks]
         host_blocks = self._held(keys)
         self._cache.need(block for block in host_blocks if block is not None)
-        self.totals.blocks_ahead += self._send(kv, keys, host_blocks, Urgency.NOBODY, first=first)
+        self.totals.blocks_ahead += self._send(
+            part, keys, host_blocks, Urgency.NOBODY, first=first - begin
+        )
         self._cache.spare([block for block in host_blocks if block is not None], kv.priority)
-        return len(keys)
+        return first + num_blocks
 
     def _send(
         self,

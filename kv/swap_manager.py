@@ -11,7 +11,7 @@ were not written are remembered until they are, and whatever is loaded from them
 import heapq
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -192,10 +192,7 @@ class SwapManager:
         """What has to be made next for a copy to land, if this thread may make it."""
         if not self._is_helping:
             return None
-        if job.state is _State.READY:
-            return job
-        found = (self._first_ready(earlier) for earlier in job.awaited)
-        return next((one for one in found if one is not None), None)
+        return next((one for one in _with_all_awaited(job) if one.state is _State.READY), None)
 
     def _make_ready(self, job: CopyJob) -> None:
         job.state = _State.READY
@@ -217,12 +214,11 @@ class SwapManager:
 
     def _hasten(self, job: CopyJob) -> None:
         """The engine waits: let a copy, and all it waits for, overtake the others."""
-        if job.urgency is not Urgency.STEP or job.awaited:
-            job.urgency = Urgency.STEP
-            if job.state is _State.READY:
-                self._make_ready(job)  # its older entry is passed over
-            for earlier in job.awaited:
-                self._hasten(earlier)
+        for one in _with_all_awaited(job):
+            if one.urgency is not Urgency.STEP:
+                one.urgency = Urgency.STEP
+                if one.state is _State.READY:
+                    self._make_ready(one)  # its older entry is passed over
 
     def _take(self, direction: Direction) -> CopyJob | None:
         ready = self._ready[direction]
@@ -326,6 +322,17 @@ class SwapManager:
                     continue
                 mine.state = _State.TAKEN
             self._run(mine)
+
+
+def _with_all_awaited(job: CopyJob) -> Iterator[CopyJob]:
+    """A copy, those it waits for, those they wait for, and so on: each once."""
+    found, unseen = {job}, [job]
+    while unseen:
+        one = unseen.pop()
+        yield one
+        fresh = [earlier for earlier in one.awaited if earlier not in found]
+        found.update(fresh)
+        unseen.extend(fresh)
 
 
 def _use_all_cores() -> None:

@@ -7,7 +7,7 @@ private name leaned on is pinned by ``tests/kv/test_vllm_contract.py``.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +115,14 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         [device_blocks] = block_ids
         return self._planning.swap_out(request, device_blocks)
 
-    def copy_ahead(self, likely_victims: Iterable[tuple[Request, tuple[list[int], ...]]]) -> None:
+    def copy_ahead(
+        self,
+        likely_victims: Iterable[Request],
+        block_ids_of: Callable[[str], tuple[list[int], ...]],
+    ) -> None:
         """Send what will never change of requests that may have to leave, the likeliest first."""
         if self._planning is not None:
-            self._planning.copy_ahead((request, blocks) for request, [blocks] in likely_victims)
+            self._planning.copy_ahead(likely_victims, lambda name: block_ids_of(name)[0])
 
     def predicted_swap_s(self, num_blocks: int) -> float:
         """What the engine will wait for so many blocks to leave and come back; 0 while unknown."""
@@ -262,6 +266,9 @@ def _why_not_switchable(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig)
         "the model mixes kinds of attention, whose blocks differ": bool(further_groups),
         "the model's attention does not keep all of its past": not all(
             isinstance(spec, FullAttentionSpec) for spec in specs
+        ),
+        "an engine that sleeps takes the memory away while copies run": (
+            vllm_config.model_config.enable_sleep_mode
         ),
         "the engine itself moves or clears blocks before they are swapped": (
             group.host_resident or kv_cache_config.needs_kv_cache_zeroing

@@ -4,7 +4,7 @@ Owns which requests are being loaded, what to copy ahead, and the choice between
 load and going on beside it. What is kept for whom stands in ``kv.swap``.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import NamedTuple
@@ -79,12 +79,19 @@ class SwapPlanning:
         self._num_ahead.pop(request.request_id, None)
         return self._planner.swap_out(self._kv(request, device_blocks))
 
-    def copy_ahead(self, likely_victims: Iterable[tuple[Request, Sequence[int]]]) -> None:
-        """Send full blocks of requests that may have to leave, as far as it costs nobody."""
+    def copy_ahead(
+        self,
+        likely_victims: Iterable[Request],
+        device_blocks_of: Callable[[str], Sequence[int]],
+    ) -> None:
+        """Send full blocks of requests that may have to leave, as far as it costs nobody.
+
+        In most steps few have any to send, so block tables are asked for by request id.
+        """
         num_left = self._num_blocks_ahead() if self._settings.copy_ahead else 0
         if not num_left:
             return
-        for request, device_blocks in likely_victims:
+        for request in likely_victims:
             first = self._num_ahead.get(request.request_id, 0)
             num_full = min(
                 request.num_computed_tokens // self._block_tokens, len(self._keys(request))
@@ -92,9 +99,8 @@ class SwapPlanning:
             if first >= num_full:
                 continue
             before = self.totals.blocks_ahead
-            end = self._planner.copy_ahead(
-                self._kv(request, device_blocks), first, at_most=num_left
-            )
+            kv = self._kv(request, device_blocks_of(request.request_id))
+            end = self._planner.copy_ahead(kv, first, at_most=num_left)
             self._num_ahead[request.request_id] = end
             num_left -= self.totals.blocks_ahead - before
             if num_left <= 0 or end < num_full:
@@ -108,8 +114,10 @@ class SwapPlanning:
         self._end_load(request.request_id)
         if is_loaded and self._settings.reuse and self._is_prefix_caching:
             self._planner.keep_finished(self._kv(request, device_blocks))
-        else:
+        elif self._is_prefix_caching:
             self._planner.drop(request.request_id)
+        else:
+            self._planner.end(request.request_id, self._keys(request))
 
     def forget_recent(self) -> None:
         self._num_ahead.clear()
@@ -128,6 +136,8 @@ class SwapPlanning:
         """
         first_block = num_computed_tokens // self._block_tokens
         keys = self._keys(request)
+        if self._keys_loading.intersection(keys[first_block : first_block + 1]):
+            return None, False  # many may wait for one prefix: told before anything is looked up
         num_kept = self._planner.num_kept_tokens(request.request_id)
         num_found = self._planner.num_found_blocks(keys, first_block)
         end = max(num_kept, (first_block + num_found) * self._block_tokens)

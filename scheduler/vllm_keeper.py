@@ -3,7 +3,7 @@
 The connector of ``kv`` is one; the two know each other by this protocol alone.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol, runtime_checkable
 
 from vllm.v1.request import Request
@@ -57,7 +57,9 @@ class KVKeeper(Protocol):
         """Keep the KV of the tokens computed so far; whether that is possible."""
         ...
 
-    def copy_ahead(self, likely_victims: Iterable[tuple[Request, BlockTables]]) -> None:
+    def copy_ahead(
+        self, likely_victims: Iterable[Request], block_ids_of: Callable[[str], BlockTables]
+    ) -> None:
         """Copy what has not been copied of these, first come first, as far as there is time."""
         ...
 

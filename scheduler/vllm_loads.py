@@ -59,9 +59,9 @@ class LoadingScheduler(Scheduler):
         reset_connector: bool = False,  # noqa: FBT001, FBT002
     ) -> bool:
         holders = [one for one in self.kv_holding_waiting._heap if _is_loading_or_loaded(one)]
-        if not reset_running_requests or not holders:
+        if not reset_running_requests or not (holders or self.defer_block_free):
             return super().reset_prefix_cache(reset_running_requests, reset_connector)
-        # vLLM gives up here, since the blocks of a load cannot be had back before it has landed.
+        # vLLM gives up here: blocks that a load or a step in flight writes cannot be had back yet.
         for request in list(self.running):
             self._leave_running(request, drop_stale_output=True)
         for request in holders:
@@ -69,6 +69,12 @@ class LoadingScheduler(Scheduler):
         self._forget_cached_blocks()
         super().reset_prefix_cache(reset_connector=reset_connector)
         return not self.num_waiting_for_streaming_input
+
+    def _update_waiting_for_remote_kv(self, request: Request) -> None:
+        super()._update_waiting_for_remote_kv(request)
+        if not request.num_computed_tokens:
+            # It holds no blocks any more, so none may be kept free for it.
+            self._inflight_prefills.discard(request)
 
     def _start_over(self, request: Request) -> None:
         """Have a holder of blocks give them up, or do so once its load has landed."""

@@ -9,7 +9,6 @@ methods; each private name leaned on here, in ``scheduler.vllm_displacement`` an
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +26,7 @@ from scheduler.displacement import quantum_steps
 from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
 from scheduler.vllm_displacement import DisplacingScheduler
-from scheduler.vllm_keeper import BlockTables, KVKeeper, SwapTotals
+from scheduler.vllm_keeper import KVKeeper, SwapTotals
 
 TENANT_ARG = "fastswitch_tenant"
 DEFAULT_TENANT = "default"
@@ -150,11 +149,9 @@ class FastSwitchScheduler(DisplacingScheduler):
         reset_running_requests: bool = False,  # noqa: FBT001, FBT002
         reset_connector: bool = False,  # noqa: FBT001, FBT002
     ) -> bool:
-        # Running requests lose their KV because it is no longer right (new weights): then what
-        # was swapped out is not right either.
+        # What is cached is no longer right (new weights): then no copy of it is right either.
         return super().reset_prefix_cache(
-            reset_running_requests,
-            reset_connector or (reset_running_requests and self._keeper is not None),
+            reset_running_requests, reset_connector or self._keeper is not None
         )
 
     def _free_request(
@@ -210,12 +207,8 @@ class FastSwitchScheduler(DisplacingScheduler):
             return
         num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if self._is_anybody_left_waiting or num_free < LOW_BLOCKS_SHARE * self._num_usable_blocks:
-            self._keeper.copy_ahead(self._likely_victims())
-
-    def _likely_victims(self) -> Iterator[tuple[Request, BlockTables]]:
-        for request in self._worst_first():
-            if _is_switchable(request):
-                yield request, self.kv_cache_manager.get_block_ids(request.request_id)
+            likely_victims = filter(_is_switchable, self._worst_first())
+            self._keeper.copy_ahead(likely_victims, self.kv_cache_manager.get_block_ids)
 
     # --- keeping KV, what it costs, and counts ------------------------------------------------
 

@@ -39,6 +39,7 @@ def engine_config(extra: dict[str, Any], **changes: Any) -> Any:
     return SimpleNamespace(
         kv_transfer_config=transfer,
         cache_config=SimpleNamespace(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
+        model_config=SimpleNamespace(enable_sleep_mode=changes.pop("enable_sleep_mode", False)),
         parallel_config=SimpleNamespace(**(parallel | changes.pop("parallel", {}))),
         speculative_config=changes.pop("speculative_config", None),
     )
@@ -154,10 +155,11 @@ def test_more_than_the_machine_has_is_refused_before_it_is_taken() -> None:
         ({"parallel": {"pipeline_parallel_size": 2}}, "pipeline parallelism"),
         ({"parallel": {"decode_context_parallel_size": 2}}, "context parallelism"),
         ({"speculative_config": object()}, "speculative decoding"),
+        ({"enable_sleep_mode": True}, "sleeps"),
         ({"kv_cache": kv_cache_config(num_groups=2)}, "mixes kinds of attention"),
         ({"kv_cache": kv_cache_config(is_windowed=True)}, "does not keep all of its past"),
     ],
-    ids=["pipeline", "context", "speculative", "hybrid", "sliding window"],
+    ids=["pipeline", "context", "speculative", "sleep", "hybrid", "sliding window"],
 )
 def test_kv_that_cannot_be_moved_is_left_to_vllm(
     changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
@@ -170,7 +172,7 @@ def test_kv_that_cannot_be_moved_is_left_to_vllm(
 
     one = request("a", num_computed=64)
     assert not connector.swap_out(one, ([1, 2],))
-    connector.copy_ahead([(one, ([1, 2],))])
+    connector.copy_ahead([one], lambda _: ([1, 2],))
     assert connector.get_num_new_matched_tokens(one, 0) == (0, False)
     assert connector.build_connector_meta(empty_step()) == SwapMetadata(SwapPlan())
     assert (connector.num_host_blocks, connector.swap_totals.swaps_out) == (0, 0)

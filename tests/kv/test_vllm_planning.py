@@ -1,6 +1,6 @@
 """The connector beside the scheduler: what it offers, keeps, and plans for the workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +81,18 @@ def make_loads_slow(planning: SwapPlanning) -> None:
 
 
 # --- leaving and coming back ----------------------------------------------------------------------
+
+
+def copy_ahead(planning: SwapPlanning, victims: Iterable[tuple[Any, list[int]]]) -> None:
+    """Offer victims with their block tables, one after another."""
+    tables: dict[str, list[int]] = {}
+
+    def requests() -> Iterator[Any]:
+        for one, blocks in victims:
+            tables[one.request_id] = blocks
+            yield one
+
+    planning.copy_ahead(requests(), tables.__getitem__)
 
 
 def test_a_request_that_left_is_offered_all_that_was_computed() -> None:
@@ -296,8 +308,8 @@ def test_likely_victims_are_copied_ahead_but_for_their_last_block() -> None:
     """Full blocks never change, so they are sent while nobody waits, and only once."""
     planning, one = make(), request("a", 9)
 
-    planning.copy_ahead([(one, [10, 11, 12])])
-    planning.copy_ahead([(one, [10, 11, 12])])
+    copy_ahead(planning, [(one, [10, 11, 12])])
+    copy_ahead(planning, [(one, [10, 11, 12])])
     ahead = only_copies(planning.take_plan(step()))
     planning.swap_out(one, [10, 11, 12])
     rest = only_copies(planning.take_plan(step()))
@@ -309,10 +321,10 @@ def test_likely_victims_are_copied_ahead_but_for_their_last_block() -> None:
 def test_what_grew_since_is_copied_ahead_too() -> None:
     """A victim that runs on has its new full blocks sent after those sent before."""
     planning = make()
-    planning.copy_ahead([(request("a", 8), [10, 11])])
+    copy_ahead(planning, [(request("a", 8), [10, 11])])
     planning.take_plan(step())
 
-    planning.copy_ahead([(request("a", 13), [10, 11, 12, 13])])
+    copy_ahead(planning, [(request("a", 13), [10, 11, 12, 13])])
 
     assert only_copies(planning.take_plan(step())).device_blocks == [12]
 
@@ -329,7 +341,7 @@ def test_copying_ahead_is_bounded_and_asks_for_no_more_victims_than_it_sends() -
             first = 16 * number
             yield request(f"{number}", 64, text=f"{number}"), list(range(first, first + 16))
 
-    planning.copy_ahead(victims())
+    copy_ahead(planning, victims())
 
     sent = [block for copies in planning.take_plan(step()).copies for block in copies.device_blocks]
     assert sent == list(range(32))
@@ -342,11 +354,11 @@ def test_nothing_is_copied_ahead_while_much_is_on_its_way() -> None:
     report = SwapReport(num_pending_blocks=4 * 32 + 1)
     planning.hear(report, ())
 
-    planning.copy_ahead([(request("a", 8), [10, 11])])
+    copy_ahead(planning, [(request("a", 8), [10, 11])])
     assert planning.take_plan(step()).copies == []
 
     planning.hear(None, ())
-    planning.copy_ahead([(request("a", 8), [10, 11])])
+    copy_ahead(planning, [(request("a", 8), [10, 11])])
     assert only_copies(planning.take_plan(step())).device_blocks == [10, 11]
 
 
@@ -358,7 +370,7 @@ def test_a_slow_device_copies_little_ahead() -> None:
     report.blocks[Direction.OUT], report.busy_s[Direction.OUT] = 1, 1000.0
     planning.hear(report, ())
 
-    planning.copy_ahead([(request("a", 8), [10, 11])])
+    copy_ahead(planning, [(request("a", 8), [10, 11])])
 
     assert only_copies(planning.take_plan(step())).device_blocks == [10]
 
@@ -366,13 +378,13 @@ def test_a_slow_device_copies_little_ahead() -> None:
 def test_copying_ahead_overwrites_only_what_matters_less() -> None:
     """What is kept for a better priority stays; worse goes, the worst first."""
     planning = make(num_host_blocks=2)
-    planning.copy_ahead([(request("a", 8, text="better", priority=1), [10, 11])])
+    copy_ahead(planning, [(request("a", 8, text="better", priority=1), [10, 11])])
     planning.take_plan(step())
 
-    planning.copy_ahead([(request("b", 8, text="worse", priority=2), [20, 21])])
+    copy_ahead(planning, [(request("b", 8, text="worse", priority=2), [20, 21])])
     assert planning.take_plan(step()).copies == []
 
-    planning.copy_ahead([(request("c", 8, text="best", priority=0), [30, 31])])
+    copy_ahead(planning, [(request("c", 8, text="best", priority=0), [30, 31])])
     assert only_copies(planning.take_plan(step())).device_blocks == [30, 31]
 
 
@@ -384,7 +396,7 @@ def test_copy_ahead_can_be_switched_off() -> None:
         pytest.fail("asked for a victim")
         yield request("a", 8), [10, 11]
 
-    planning.copy_ahead(victims())
+    copy_ahead(planning, victims())
 
 
 # --- step by step ---------------------------------------------------------------------------------
@@ -417,11 +429,11 @@ def test_blocks_that_never_reached_host_memory_are_forgotten() -> None:
 def test_what_failed_to_be_copied_ahead_is_copied_again() -> None:
     """A victim whose early copy failed is not taken for safe."""
     planning, one = make(), request("a", 8)
-    planning.copy_ahead([(one, [10, 11])])
+    copy_ahead(planning, [(one, [10, 11])])
     out = only_copies(planning.take_plan(step()))
     planning.hear(SwapReport(failed_host_blocks={out.host_blocks[0]}), ())
 
-    planning.copy_ahead([(one, [10, 11])])
+    copy_ahead(planning, [(one, [10, 11])])
 
     assert only_copies(planning.take_plan(step())).device_blocks == [10]
 
@@ -433,14 +445,14 @@ def test_what_was_copied_around_a_failed_load_is_forgotten() -> None:
     for _ in range(5):
         planning.take_plan(step())
     planning.finish(request("young", 8, text="young"), [3, 4])
-    planning.copy_ahead([(request("victim", 8, text="ahead"), [5, 6])])
+    copy_ahead(planning, [(request("victim", 8, text="ahead"), [5, 6])])
     planning.take_plan(step())
 
     planning.forget_recent()
 
     assert planning.offer(request("a", 0, num_tokens=12, text="old"), 0) == (8, False)
     assert planning.offer(request("b", 0, num_tokens=12, text="young"), 0) == (0, False)
-    planning.copy_ahead([(request("victim", 8, text="ahead"), [5, 6])])
+    copy_ahead(planning, [(request("victim", 8, text="ahead"), [5, 6])])
     assert only_copies(planning.take_plan(step())).device_blocks == [5, 6]
 
 
@@ -448,14 +460,14 @@ def test_everything_can_be_forgotten() -> None:
     """After a reset nothing is offered, and copied-ahead blocks would be sent again."""
     planning, one = make(), request("a", 8, text="kept")
     planning.swap_out(one, [1, 2])
-    planning.copy_ahead([(request("b", 8, text="ahead"), [3, 4])])
+    copy_ahead(planning, [(request("b", 8, text="ahead"), [3, 4])])
     planning.take_plan(step())
 
     planning.forget_all()
 
     assert planning.offer(back(one), 0) == (0, False)
     assert planning.num_host_blocks_used == 0
-    planning.copy_ahead([(request("b", 8, text="ahead"), [3, 4])])
+    copy_ahead(planning, [(request("b", 8, text="ahead"), [3, 4])])
     assert only_copies(planning.take_plan(step())).device_blocks == [3, 4]
 
 

@@ -3,7 +3,7 @@
 A module of its own, since vLLM loads connectors by module path.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -50,8 +50,11 @@ class FakeKeeper(KVConnectorBase_V1, SupportsHMA):
         self.swap_totals.swaps_out += 1
         return True
 
-    def copy_ahead(self, likely_victims: Iterable[tuple[Request, BlockTables]]) -> None:
-        self.copied_ahead = [one.request_id for one, _ in islice(likely_victims, self.num_ahead)]
+    def copy_ahead(
+        self, likely_victims: Iterable[Request], block_ids_of: Callable[[str], BlockTables]
+    ) -> None:
+        self.copied_ahead = [one.request_id for one in islice(likely_victims, self.num_ahead)]
+        assert all(block_ids_of(name) for name in self.copied_ahead)
 
     def predicted_swap_s(self, num_blocks: int) -> float:
         return num_blocks * self.swap_s
