@@ -1,9 +1,10 @@
 """Memory under switches at every step, for as long as one likes to wait.
 
-    SOAK_S=3600 ONEDNN_PRIMITIVE_CACHE_CAPACITY=1 make test PYTEST_ARGS="tests/scheduler/test_soak.py -s"
+    export SOAK_S=3600 ONEDNN_PRIMITIVE_CACHE_CAPACITY=1
+    make test PYTEST_ARGS="tests/scheduler/test_soak.py -s"
 
-oneDNN, with which vLLM multiplies on a CPU, keeps a kernel for every shape it has seen (some 200 MiB
-in a few minutes, with and without us); without that cache the process has to stay as it is.
+oneDNN, with which vLLM multiplies on a CPU, keeps a kernel for every shape it has seen (some
+200 MiB in a few minutes, with and without us); without that cache the process stays as it is.
 """
 
 import os
