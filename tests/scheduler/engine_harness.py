@@ -19,6 +19,7 @@ from msgspec import structs
 from vllm import EngineArgs, SamplingParams
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.lora.request import LoRARequest
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -70,6 +71,7 @@ class EngineSettings:
     is_plain_vllm: bool = False
     loads_beside: bool = False  # never wait for a load, whatever was measured
     num_workers: int = 1
+    has_lora: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Work:
     max_tokens: int
     priority: int = 0
     salt: str | None = None
+    lora: LoRARequest | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def params(self) -> SamplingParams:
@@ -127,7 +130,11 @@ class Engine:
         if work.salt is not None:
             prompt["cache_salt"] = work.salt
         self._ids[work.name] = self._llm.add_request(
-            work.name, prompt, work.params(), priority=work.priority
+            work.name,
+            prompt,
+            work.params(),
+            lora_request=work.lora,
+            priority=work.priority,
         )
         self.outputs[work.name] = [[] for _ in range(work.options.get("n", 1))]
         return self._ids[work.name]
@@ -324,6 +331,11 @@ def _engine_args(model: Path, settings: EngineSettings) -> EngineArgs:
         kv_transfer_config=transfer,
         disable_log_stats=True,
         tensor_parallel_size=settings.num_workers,
+        # Of the machine's memory, which has other uses too; the KV is counted in blocks.
+        gpu_memory_utilization=0.3,
+        enable_lora=settings.has_lora,
+        max_loras=1,
+        max_lora_rank=8,
     )
 
 
