@@ -9,6 +9,7 @@ methods; each private name leaned on here, in ``scheduler.vllm_displacement`` an
 
 import time
 from collections import deque
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -33,6 +34,8 @@ DEFAULT_TENANT = "default"
 
 # With less than this part of the blocks free, somebody is likely to be displaced soon.
 LOW_BLOCKS_SHARE = 1 / 8
+# Looked at in each step, so few: whoever is displaced was among the worst for some steps.
+NUM_LIKELY_VICTIMS = 16
 
 
 class FastSwitchScheduler(DisplacingScheduler):
@@ -207,8 +210,10 @@ class FastSwitchScheduler(DisplacingScheduler):
             return
         num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if self._is_anybody_left_waiting or num_free < LOW_BLOCKS_SHARE * self._num_usable_blocks:
-            likely_victims = filter(_is_switchable, self._worst_first())
-            self._keeper.copy_ahead(likely_victims, self.kv_cache_manager.get_block_ids)
+            likely_victims = islice(self._worst_first(), NUM_LIKELY_VICTIMS)
+            self._keeper.copy_ahead(
+                filter(_is_switchable, likely_victims), self.kv_cache_manager.get_block_ids
+            )
 
     # --- keeping KV, what it costs, and counts ------------------------------------------------
 
