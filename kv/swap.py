@@ -124,12 +124,12 @@ class SwapPlanner:
         # The last block if it is partly full, and what is so new that its tokens are not known yet.
         keys += [None] * (self._num_blocks(kv.num_tokens) - len(keys))
         host_blocks = self._held(keys)
-        self._cache.need(block for block in host_blocks if block is not None)
+        self._cache.need(_present(host_blocks))
         self._make_room(host_blocks.count(None), kv.priority)
         num_sent = self._send(kv, keys, host_blocks, Urgency.NOBODY_YET)
         num_kept = host_blocks.index(None) if None in host_blocks else len(host_blocks)
-        self._cache.spare([b for b in host_blocks[num_kept:] if b is not None], kv.priority)
-        kept_blocks = [block for block in host_blocks[:num_kept] if block is not None]
+        self._cache.spare(_present(host_blocks[num_kept:]), kv.priority)
+        kept_blocks = _present(host_blocks[:num_kept])
         self._cache.use(kept_blocks, kv.priority)
         if not kept_blocks:
             return not keys
@@ -157,10 +157,10 @@ class SwapPlanner:
         if kept:
             self._cache.spare(kept.host_blocks, _FINISHED)
         kv = replace(kv, priority=_FINISHED)
-        held = self._held(kv.keys[: kv.num_tokens // self._block_tokens])
-        num_held = held.index(None) if None in held else len(held)
-        self._cache.use([block for block in held[:num_held] if block is not None], _FINISHED)
-        self._send_early(kv, num_held, at_most=len(held), worse_than=_FINISHED - 1)
+        keys = kv.keys[: kv.num_tokens // self._block_tokens]
+        num_held = self.num_found_blocks(keys, 0)
+        self._cache.use(_present(self._held(keys[:num_held])), _FINISHED)
+        self._send_early(kv, num_held, at_most=len(keys), worse_than=_FINISHED - 1)
 
     def swap_in(
         self,
@@ -181,7 +181,7 @@ class SwapPlanner:
         if kept and end_token <= kept.num_tokens:
             host_blocks = kept.host_blocks[first:end]
         else:
-            host_blocks = [block for block in self._held(kv.keys[first:end]) if block is not None]
+            host_blocks = _present(self._held(kv.keys[first:end]))
             self._cache.use(host_blocks, kv.priority)
         assert len(host_blocks) == end - first
         self._copies.append(
@@ -226,7 +226,7 @@ class SwapPlanner:
     def end(self, request_id: str, keys: Iterable[Key]) -> None:
         """A request has ended whose KV is of use to nobody else: forget it all."""
         self.drop(request_id)
-        self._cache.forget(block for block in self._held(keys) if block is not None)
+        self._cache.forget(_present(self._held(keys)))
 
     def forget_all(self) -> None:
         for request_id in list(self._kept):
@@ -257,11 +257,11 @@ class SwapPlanner:
         part = replace(kv, keys=keys[begin:], device_blocks=kv.device_blocks[begin:])
         keys = keys[begin : first + num_blocks]
         host_blocks = self._held(keys)
-        self._cache.need(block for block in host_blocks if block is not None)
+        self._cache.need(_present(host_blocks))
         self.totals.blocks_ahead += self._send(
             part, keys, host_blocks, Urgency.NOBODY, first=first - begin
         )
-        self._cache.spare([block for block in host_blocks if block is not None], kv.priority)
+        self._cache.spare(_present(host_blocks), kv.priority)
         return first + num_blocks
 
     def _send(
@@ -313,3 +313,7 @@ class SwapPlanner:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_tokens)
+
+
+def _present(host_blocks: Iterable[int | None]) -> list[int]:
+    return [block for block in host_blocks if block is not None]
