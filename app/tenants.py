@@ -16,6 +16,7 @@ from app.errors import RevokedKeyError, TenantsFileError, UnknownKeyError
 from app.keys import is_secret_of, parse_key
 from app.settings import TenantSettings
 from app.tenants_file import KeyRecord, TenantRecord, TenantsFile, read_tenants_file
+from scheduler.shares import TenantShare
 
 DEFAULT_TENANT = "default"
 
@@ -88,21 +89,21 @@ class TenantDirectory:
         return self._last_error
 
     @property
-    def default_weight(self) -> float:
-        return self._reading.settings.default_weight
+    def default_share(self) -> TenantShare:
+        """What a tenant is entitled to that the file does not name."""
+        return TenantShare(self._reading.settings.default_weight)
 
     @property
-    def weights(self) -> Mapping[str, float]:
-        """The weight of every tenant that the file names."""
-        return {name: self.weight_of(name) for name in self._reading.settings.tenants}
+    def shares(self) -> Mapping[str, TenantShare]:
+        """What every tenant that the file names is entitled to."""
+        return {name: self.share_of(name) for name in self._reading.settings.tenants}
 
-    def weight_of(self, tenant: str) -> float:
-        """A tenant's weight, whether the file names it or not."""
-        settings = self._reading.settings
-        record = settings.tenants.get(tenant)
+    def share_of(self, tenant: str) -> TenantShare:
+        """What a tenant is entitled to, whether the file names it or not."""
+        record = self._reading.settings.tenants.get(tenant)
         if record is None or record.weight is None:
-            return settings.default_weight
-        return record.weight
+            return self.default_share
+        return TenantShare(record.weight)
 
     def tenant_of_key(self, text: str) -> str:
         """Whose key this is; the work does not grow with the number of keys.

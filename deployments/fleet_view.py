@@ -91,16 +91,16 @@ class FleetView:
             return self._place_alone(admit)
         except asyncio.CancelledError:
             # The client has left. The router may have admitted its request all the same.
-            self._cancel_later(admit.request_id)
+            self._cancel_later(admit.request.request_id)
             raise
         if isinstance(reply, Placed):
             link = self._links.get(reply.engine_id)
             if link is not None and link.is_up:
-                self._remember(admit.tenant, reply.priority)
+                self._remember(admit.request.tenant, reply.priority)
                 self._num_open[reply.engine_id] += 1
                 return link, reply.priority
             # The router is ahead of us or behind: take the request back before going elsewhere.
-            await self.cancel(admit.request_id)
+            await self.cancel(admit.request.request_id)
         return self._place_alone(admit)
 
     async def cancel(self, request_id: str) -> None:
@@ -139,7 +139,7 @@ class FleetView:
             raise NoEngineLeftError
         link = min(candidates, key=lambda link: self._num_open[link.card.engine_id])
         self._num_open[link.card.engine_id] += 1
-        return link, self._last_priority.get(admit.tenant, 0)
+        return link, self._last_priority.get(admit.request.tenant, 0)
 
     def _remember(self, tenant: str, priority: int) -> None:
         self._last_priority[tenant] = priority

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from scheduler.admission import AdmitRequest
 from scheduler.reports import EngineProgress
 
 
@@ -26,14 +27,9 @@ class Request(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Admit(Request, frozen=True):
-    """A gateway asks where a request shall run, and charges its input."""
+    """A gateway asks where a request shall run; not on the engines to ``avoid``."""
 
-    request_id: str
-    tenant: str
-    conversation: str | None
-    prompt_tokens: int
-    max_output_tokens: int
-    arrival_s: float
+    request: AdmitRequest
     avoid: list[str] = []
 
 

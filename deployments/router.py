@@ -35,7 +35,7 @@ from deployments.messages import (
 )
 from deployments.node import node_address
 from deployments.wire import Endpoint, RpcServer
-from scheduler.admission import AdmitRequest, EngineCapacity
+from scheduler.admission import EngineCapacity
 from scheduler.errors import NoEngineError, NotFreshError
 from scheduler.fleet import FleetCheckpoint, FleetScheduler
 from scheduler.shares import TenantShare
@@ -50,15 +50,15 @@ HOUSEKEEPING_S = 1.0
 
 
 class TenantShares(Protocol):
-    """Where tenants' weights come from; read again as it changes."""
+    """Where tenants' shares come from; read again as it changes."""
 
     def refresh(self) -> None: ...
 
     @property
-    def weights(self) -> Mapping[str, float]: ...
+    def shares(self) -> Mapping[str, TenantShare]: ...
 
     @property
-    def default_weight(self) -> float: ...
+    def default_share(self) -> TenantShare: ...
 
 
 class Router:
@@ -74,7 +74,7 @@ class Router:
         self._fleet = new_fleet()
         self._shares = new_shares()
         self._host = host
-        self._weights: tuple[Mapping[str, float], float] | None = None
+        self._applied: tuple[Mapping[str, TenantShare], TenantShare] | None = None
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
         self._checkpoint_due_s: dict[str, float] = {}
@@ -122,17 +122,7 @@ class Router:
 
     def _admit(self, request: Admit) -> Reply:
         try:
-            placement = self._fleet.admit(
-                AdmitRequest(
-                    request_id=request.request_id,
-                    tenant=request.tenant,
-                    conversation=request.conversation,
-                    prompt_tokens=request.prompt_tokens,
-                    max_output_tokens=request.max_output_tokens,
-                    arrival_s=request.arrival_s,
-                ),
-                avoid=frozenset(request.avoid),
-            )
+            placement = self._fleet.admit(request.request, avoid=frozenset(request.avoid))
         except NoEngineError as error:
             return Refused(str(error))
         return Placed(placement.engine_id, placement.priority)
@@ -222,10 +212,7 @@ class Router:
 
     def _apply_shares(self) -> None:
         self._shares.refresh()
-        weights, default = dict(self._shares.weights), self._shares.default_weight
-        if (weights, default) != self._weights:
-            self._weights = weights, default
-            self._fleet.set_tenants(
-                {tenant: TenantShare(weight) for tenant, weight in weights.items()},
-                default_weight=default,
-            )
+        shares, default = dict(self._shares.shares), self._shares.default_share
+        if (shares, default) != self._applied:
+            self._applied = shares, default
+            self._fleet.set_tenants(shares, default=default)

@@ -28,6 +28,7 @@ from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit
 from ops.metrics.request_metrics import RequestMeter, RequestMetrics
+from scheduler.admission import AdmitRequest
 
 logger = logging.getLogger("ray.serve")
 
@@ -103,8 +104,9 @@ class FleetClient(EngineCoreClient):
             EngineLostError: no engine can be reached.
         """
         admit = self._make_admit(request)
-        self._label(request, admit.tenant)
-        meter = self._metrics.started(admit.tenant, admit.prompt_tokens, time.monotonic())
+        tenant = admit.request.tenant
+        self._label(request, tenant)
+        meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
         owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter)
         try:
             await self._send_somewhere(owned)
@@ -147,12 +149,14 @@ class FleetClient(EngineCoreClient):
         caller = self._current_caller()
         params = request.sampling_params
         return Admit(
-            request_id=request.request_id,
-            tenant=caller.tenant,
-            conversation=caller.conversation or request.session_id,
-            prompt_tokens=len(request.prompt_token_ids or ()),
-            max_output_tokens=(params.max_tokens or 0) if params else 0,
-            arrival_s=request.arrival_time,
+            AdmitRequest(
+                request_id=request.request_id,
+                tenant=caller.tenant,
+                conversation=caller.conversation or request.session_id,
+                prompt_tokens=len(request.prompt_token_ids or ()),
+                max_output_tokens=(params.max_tokens or 0) if params else 0,
+                arrival_s=request.arrival_time,
+            )
         )
 
     def _label(self, request: EngineCoreRequest, tenant: str) -> None:
@@ -173,7 +177,7 @@ class FleetClient(EngineCoreClient):
             return
         owned.engine_id = link.card.engine_id
         request.priority = priority
-        request.session_id = owned.admit.conversation
+        request.session_id = owned.admit.request.conversation
         await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
 
     def _take_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:

@@ -7,6 +7,16 @@ says otherwise.
 import msgspec
 
 
+class Wishes(msgspec.Struct, array_like=True, frozen=True):
+    """What a request's sender asks of its scheduling. A policy takes up what concerns it."""
+
+    priority: int = 0  # as vLLM has it: lower runs first
+    service_class: str | None = None  # the tenant's own where left out
+    ttft_s: float | None = None  # wanted time to first token
+    tbt_s: float | None = None  # wanted time between tokens
+    program: str | None = None  # the agent run that the request is a step of
+
+
 class AdmitRequest(msgspec.Struct, array_like=True, frozen=True):
     """A gateway asks where a request shall run."""
 
@@ -16,6 +26,9 @@ class AdmitRequest(msgspec.Struct, array_like=True, frozen=True):
     prompt_tokens: int
     max_output_tokens: int
     arrival_s: float  # wall clock, as stamped by the gateway
+    wishes: Wishes = Wishes()
+    is_open_ended: bool = False  # its sender set no limit: max_output_tokens is the model's
+    prefixes: list[int] = []  # fingerprints of ever longer prefixes of the prompt, shortest first
 
 
 class Placement(msgspec.Struct, array_like=True, frozen=True):

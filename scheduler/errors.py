@@ -4,6 +4,7 @@ SchedulerError
 ├── NoEngineError        nowhere to run a request
 ├── UnknownEngineError   an engine speaks that has not joined
 ├── InvalidWeightError   a tenant's weight is not a positive, finite number
+├── InvalidQuotaError    a tenant's limit is not above 0
 └── NotFreshError        a checkpoint meets a scheduler that is already at work
 """
 
@@ -46,6 +47,17 @@ class InvalidWeightError(SchedulerError):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant}: weight {self.weight} must be a finite number above 0"
+
+
+class InvalidQuotaError(SchedulerError):
+    """A tenant's limit would let nothing in."""
+
+    def __init__(self, tenant: str, limit: str, value: float) -> None:
+        super().__init__(tenant, limit, value)
+        self.tenant, self.limit, self.value = tenant, limit, value
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant}: {self.limit} {self.value} must be above 0"
 
 
 class NotFreshError(SchedulerError):

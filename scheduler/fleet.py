@@ -29,7 +29,7 @@ from scheduler.placement import ConversationMemory, OutputLengths, choose_engine
 from scheduler.policies.policy import PolicyFactory
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare, TenantWeights
+from scheduler.shares import TenantShare, TenantShares
 from scheduler.snapshot import FairnessView
 from scheduler.tracking import RequestTable, TrackedRequest, adopted, announced
 
@@ -71,11 +71,11 @@ class FleetScheduler:
         random: Random,
         service: ServiceWeights,
         limits: FleetLimits,
-        default_weight: float = 1.0,
+        default: TenantShare | None = None,
     ) -> None:
         self._service = service
-        self._weights = TenantWeights(default_weight)
-        self._policy = make_policy(service, self._weights)
+        self._shares = TenantShares(default)
+        self._policy = make_policy(service, self._shares)
         self._limits = limits
         self._now_s = SteadyClock(clock)
         self._random = random
@@ -85,16 +85,18 @@ class FleetScheduler:
         self._conversations = ConversationMemory(max_conversations=limits.max_conversations)
         self._engines: dict[str, JoinedEngine] = {}
         self._next_ranking_s = 0.0
+        self._steps_made = 0
 
     def set_tenants(
-        self, shares: Mapping[str, TenantShare], *, default_weight: float | None = None
+        self, shares: Mapping[str, TenantShare], *, default: TenantShare | None = None
     ) -> None:
-        """Use these weights from now on; a tenant not among them has the default, old or new.
+        """Use these shares from now on; a tenant not among them has the default, old or new.
 
         Raises:
-            InvalidWeightError: a weight is not a finite number above 0. The old ones stay.
+            InvalidWeightError: a weight is not a finite number above 0. The old shares stay.
+            InvalidQuotaError: a limit is not above 0. The old shares stay.
         """
-        self._weights.replace(shares, default=default_weight)
+        self._shares.replace(shares, default=default)
         self._policy.reweigh()
 
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:
@@ -136,7 +138,7 @@ class FleetScheduler:
         moved = self._requests.get(request.request_id)
         if moved:
             self._requests.remove(moved)
-        tracked = announced(request, self._choose_engine(request, avoid))
+        tracked = announced(request, self._choose_engine(request, avoid), self._now_s())
         self._take_in(tracked)
         if moved:  # only now: a tenant whose one request moves was never idle
             self._policy.depart(moved)
@@ -165,6 +167,8 @@ class FleetScheduler:
         if is_older:
             self._ledger.restart(engine_id)
         self._ledger.advance(engine_id, report.step)
+        if engine.has_reported:
+            self._steps_made += max(0, report.step - engine.latest.step)
         engine.note(report)
         for live in report.live:
             self._on_live(engine_id, live)
@@ -197,7 +201,7 @@ class FleetScheduler:
         return FairnessView(
             self._policy,
             self._service,
-            self._weights,
+            self._shares,
             self._ledger,
             self._requests,
             self._engines,
@@ -232,6 +236,11 @@ class FleetScheduler:
         if checkpoint.policy == self._policy.name:
             self._policy.load(checkpoint.policy_state)
         self._rank_if_due()
+
+    @property
+    def _num_steps(self) -> int:
+        """Steps that an engine has made on average since the fleet began."""
+        return self._steps_made // max(len(self._engines), 1)
 
     def _engine(self, engine_id: str) -> JoinedEngine:
         if engine_id not in self._engines:
@@ -272,7 +281,7 @@ class FleetScheduler:
     def _on_live(self, engine_id: str, live: LiveRequest) -> None:
         request = self._requests.get(live.request_id)
         if request is None:
-            self._take_in(adopted(live, engine_id))
+            self._take_in(adopted(live, engine_id, self._now_s()))
         elif request.engine_id == engine_id:
             self._requests.note_sign(request)
             self._move(request, live.prompt_done, live.output_done, is_running=live.is_running)
@@ -340,4 +349,4 @@ class FleetScheduler:
         self._next_ranking_s = now_s + self._limits.update_s
         for request in self._requests.overdue(now_s):
             self._forget(request)
-        self._policy.rerank(now_s)
+        self._policy.rerank(now_s, self._num_steps)

@@ -1,53 +1,75 @@
 """What a tenant is entitled to.
 
-Owns the checked weights of the tenants; what they are used for is the policies' affair.
+Owns the checked entitlements of the tenants; what they are used for is the policies' affair, and
+that of quotas.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
-from scheduler.errors import InvalidWeightError
+from scheduler.errors import InvalidQuotaError, InvalidWeightError
+
+
+class ServiceClass(Enum):
+    """Whether somebody waits for the answer."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True)
 class TenantShare:
-    """One tenant's entitlement: service goes to busy tenants in proportion to their weights."""
+    """One tenant's entitlement: service goes to busy tenants in proportion to their weights.
+
+    The limits are the tenant's own; None is no limit.
+    """
 
     weight: float = 1.0
+    service_class: ServiceClass = ServiceClass.INTERACTIVE
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None  # live requests
 
 
-class TenantWeights:
-    """The weight of every tenant, configured or not. All are finite and above 0."""
+class TenantShares:
+    """The share of every tenant, configured or not. All weights are finite and above 0."""
 
-    def __init__(self, default: float = 1.0) -> None:
-        _check("(default)", default)
-        self._default = default
-        self._weights: dict[str, float] = {}
+    def __init__(self, default: TenantShare | None = None) -> None:
+        self._default = default or TenantShare()
+        _check("(default)", self._default)
+        self._shares: dict[str, TenantShare] = {}
 
-    def __getitem__(self, tenant: str) -> float:
-        return self._weights.get(tenant, self._default)
+    def __getitem__(self, tenant: str) -> TenantShare:
+        return self._shares.get(tenant, self._default)
 
     @property
-    def configured(self) -> Mapping[str, float]:
-        return self._weights
+    def configured(self) -> Mapping[str, TenantShare]:
+        return self._shares
 
-    def replace(self, shares: Mapping[str, TenantShare], *, default: float | None = None) -> None:
-        """Use these weights from now on, and the default for tenants that are not among them.
+    def replace(
+        self, shares: Mapping[str, TenantShare], *, default: TenantShare | None = None
+    ) -> None:
+        """Use these shares from now on, and the default for tenants that are not among them.
 
         ``default`` is a new default; the old one stays where none is given.
 
         Raises:
-            InvalidWeightError: a weight is not a finite number above 0. The old ones stay.
+            InvalidWeightError: a weight is not a finite number above 0. The old shares stay.
+            InvalidQuotaError: a limit is not above 0. The old shares stay.
         """
-        new_default = self._default if default is None else default
+        new_default = default or self._default
         _check("(default)", new_default)
         for tenant, share in shares.items():
-            _check(tenant, share.weight)
+            _check(tenant, share)
         self._default = new_default
-        self._weights = {tenant: share.weight for tenant, share in shares.items()}
+        self._shares = dict(shares)
 
 
-def _check(tenant: str, weight: float) -> None:
-    if not (math.isfinite(weight) and weight > 0):
-        raise InvalidWeightError(tenant, weight)
+def _check(tenant: str, share: TenantShare) -> None:
+    if not (math.isfinite(share.weight) and share.weight > 0):
+        raise InvalidWeightError(tenant, share.weight)
+    for limit in ("tokens_per_minute", "max_concurrent"):
+        value = getattr(share, limit)
+        if value is not None and value <= 0:
+            raise InvalidQuotaError(tenant, limit, value)

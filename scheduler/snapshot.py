@@ -13,7 +13,7 @@ from scheduler.engines import JoinedEngine
 from scheduler.ledger import ServiceLedger, Tokens
 from scheduler.policies.policy import Policy
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantWeights
+from scheduler.shares import TenantShares
 from scheduler.tracking import RequestTable, TrackedRequest
 
 
@@ -37,7 +37,7 @@ class FairnessView:
 
     policy: Policy
     service: ServiceWeights
-    weights: TenantWeights
+    shares: TenantShares
     ledger: ServiceLedger
     requests: RequestTable
     engines: Mapping[str, JoinedEngine]
@@ -76,14 +76,14 @@ class FairnessView:
         self, presence: Mapping[str, _Presence], service_total: float
     ) -> dict[str, object]:
         counters = self.policy.counters()
-        weight_live = sum(self.weights[tenant] for tenant in presence)
-        names = {*self.weights.configured, *self.ledger.tenants, *presence}
+        weight_live = sum(self.shares[tenant].weight for tenant in presence)
+        names = {*self.shares.configured, *self.ledger.tenants, *presence}
         tenants: dict[str, object] = {}
         for tenant in sorted(names):
             present = presence.get(tenant, _Presence())
             tokens = self.ledger.tenants.get(tenant, Tokens())
             service = self.service.units(tokens.prompt, tokens.output)
-            weight = self.weights[tenant]
+            weight = self.shares[tenant].weight
             tenants[tenant] = {
                 "weight": weight,
                 "service": service,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from scheduler.admission import AdmitRequest
+from scheduler.admission import AdmitRequest, Wishes
 from scheduler.reports import LiveRequest
 
 
@@ -31,13 +31,16 @@ class TrackedRequest(msgspec.Struct, gc=False):
     is_running: bool = False
     is_seen: bool = False  # its engine has reported it at least once
     load_units: float = 0.0  # its part of its engine's load
+    admitted_s: float = 0.0  # the fleet's clock
+    wishes: Wishes = Wishes()
+    is_open_ended: bool = False
 
     @property
     def prompt_left(self) -> int:
         return self.prompt_tokens - self.prompt_done
 
 
-def announced(request: AdmitRequest, engine_id: str) -> TrackedRequest:
+def announced(request: AdmitRequest, engine_id: str, now_s: float) -> TrackedRequest:
     """A request that a gateway is about to send."""
     return TrackedRequest(
         request_id=request.request_id,
@@ -47,10 +50,13 @@ def announced(request: AdmitRequest, engine_id: str) -> TrackedRequest:
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,
         max_output_tokens=request.max_output_tokens,
+        admitted_s=now_s,
+        wishes=request.wishes,
+        is_open_ended=request.is_open_ended,
     )
 
 
-def adopted(live: LiveRequest, engine_id: str) -> TrackedRequest:
+def adopted(live: LiveRequest, engine_id: str, now_s: float) -> TrackedRequest:
     """The request behind a report's entry that nobody has announced."""
     return TrackedRequest(
         request_id=live.request_id,
@@ -66,6 +72,7 @@ def adopted(live: LiveRequest, engine_id: str) -> TrackedRequest:
         has_started=live.is_running or live.prompt_done > 0 or live.output_done > 0,
         is_running=live.is_running,
         is_seen=True,
+        admitted_s=now_s,
     )
 
 

@@ -42,7 +42,7 @@ class HttpEdge:
 
     def named_tenants(self) -> Collection[str]:
         """The tenants the settings name: they have metrics of their own whoever else comes."""
-        return self._new_directory().weights.keys()
+        return self._new_directory().shares.keys()
 
     def current_caller(self) -> Identity:
         """Who sent the request in whose context this runs."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from scheduler.ledger import Tokens
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantWeights
+from scheduler.shares import TenantShares
 from scheduler.tracking import TrackedRequest
 
 
@@ -22,7 +22,7 @@ class Policy(Protocol):
         """What settings and people call it."""
 
     def reweigh(self) -> None:
-        """Tenants' weights have changed."""
+        """Tenants' shares have changed."""
 
     def arrive(self, request: TrackedRequest) -> None:
         """A request has become live."""
@@ -42,8 +42,12 @@ class Policy(Protocol):
         Negative where progress had told of too much.
         """
 
-    def rerank(self, now_s: float) -> None:
-        """Decide anew. Until the next call live requests keep the priorities of this one."""
+    def rerank(self, now_s: float, num_steps: int) -> None:
+        """Decide anew. Until the next call live requests keep the priorities of this one.
+
+        ``now_s`` is the clock of requests' ``admitted_s``; ``num_steps`` how many steps the
+        engines have made, on average. Neither runs back.
+        """
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         """How urgent each of these live requests is.
@@ -62,4 +66,4 @@ class Policy(Protocol):
         """Go on from what ``save`` gave, once the live requests have arrived and started."""
 
 
-PolicyFactory = Callable[[ServiceWeights, TenantWeights], Policy]
+PolicyFactory = Callable[[ServiceWeights, TenantShares], Policy]

@@ -30,7 +30,7 @@ import msgspec
 from scheduler.ledger import Tokens
 from scheduler.policies.ranks import RankGroups
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantWeights
+from scheduler.shares import TenantShares
 from scheduler.tracking import TrackedRequest
 
 
@@ -71,13 +71,13 @@ class VirtualTokenCounter:
     def __init__(
         self,
         service: ServiceWeights,
-        weights: TenantWeights,
+        shares: TenantShares,
         *,
         quantum: float,
         max_idle_tenants: int = 10_000,
     ) -> None:
         self._service = service
-        self._weights = weights
+        self._shares = shares
         self._max_idle_tenants = max_idle_tenants
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
@@ -88,7 +88,7 @@ class VirtualTokenCounter:
         """Price reservations and all further service by the new weights; the past stays."""
         for accounts in (self._backlogged, self._idle):
             for tenant, account in accounts.items():
-                account.weight = self._weights[tenant]
+                account.weight = self._shares[tenant].weight
 
     def arrive(self, request: TrackedRequest) -> None:
         account = self._backlogged.get(request.tenant)
@@ -125,7 +125,7 @@ class VirtualTokenCounter:
         served = account.served + self._service.units(tokens.prompt, tokens.output) / account.weight
         account.served = max(account.lifted_to, served)
 
-    def rerank(self, now_s: float) -> None:  # service is this policy's clock
+    def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
         self._groups.update(
             {tenant: account.counter for tenant, account in self._backlogged.items()}
         )
@@ -160,7 +160,7 @@ class VirtualTokenCounter:
         """The account of a tenant that is idle, opened if it is not known."""
         account = self._idle.get(tenant)
         if account is None:
-            account = self._idle[tenant] = _Account(self._weights[tenant])
+            account = self._idle[tenant] = _Account(self._shares[tenant].weight)
             self._forget_longest_idle()
         return account
 

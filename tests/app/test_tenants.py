@@ -14,6 +14,7 @@ from app.keys import ApiKey, hash_secret, new_key
 from app.settings import TenantSettings
 from app.tenants import TenantDirectory, open_directory, tenant_salt
 from app.tenants_file import KeyRecord, add_key, edit_tenants_file, revoke_key
+from scheduler.shares import TenantShare
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -93,8 +94,8 @@ def test_weights_are_the_files_and_else_the_default(path: Path) -> None:
     )
     directory = TenantDirectory(path)
 
-    assert directory.weights == {"alice": 2.0, "bob": 3.0}
-    assert directory.weight_of("nobody") == directory.default_weight == 3.0
+    assert directory.shares == {"alice": TenantShare(2.0), "bob": TenantShare(3.0)}
+    assert directory.share_of("nobody") == directory.default_share == TenantShare(3.0)
 
 
 def test_without_a_file_keys_are_off_and_the_settings_weights_count() -> None:
@@ -104,7 +105,7 @@ def test_without_a_file_keys_are_off_and_the_settings_weights_count() -> None:
     directory.refresh()
 
     assert not directory.keys_required
-    assert (directory.weight_of("alice"), directory.weight_of("bob")) == (2.0, 1.0)
+    assert [directory.share_of(name).weight for name in ("alice", "bob")] == [2.0, 1.0]
 
 
 def test_keys_are_required_unless_the_file_says_otherwise(path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_broken_edit_leaves_the_old_settings_in_force(path: Path, broken: str)
     clock.now_s += 1
     directory.refresh()
     assert accepted(directory, [key]) == [key]
-    assert (directory.keys_required, directory.weight_of("alice")) == (True, 2.0)
+    assert (directory.keys_required, directory.share_of("alice").weight) == (True, 2.0)
     assert str(path) in str(directory.last_error)
     assert "stay in force" in str(directory.last_error)
 

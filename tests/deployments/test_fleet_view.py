@@ -14,6 +14,7 @@ from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, Cancel, Placed
 from deployments.router_link import RouterLink
+from scheduler.admission import AdmitRequest
 from tests.deployments.stand_ins import (
     PATIENCE_S,
     StandInEngine,
@@ -55,7 +56,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def admit(request_id: str = "r1", tenant: str = "acme", avoid: tuple[str, ...] = ()) -> Admit:
-    return Admit(request_id, tenant, None, 10, 10, 0.0, list(avoid))
+    return Admit(AdmitRequest(request_id, tenant, None, 10, 10, 0.0), list(avoid))
 
 
 async def test_starting_waits_for_the_first_engine() -> None:
@@ -133,7 +134,7 @@ async def test_without_the_router_a_tenant_keeps_its_last_priority() -> None:
     with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
         async with joined(router, admit_timeout_s=0.05) as view:
             priorities = {"urgent": -3, "patient": 40}
-            router.place = lambda asked: Placed("engine-a", priorities[asked.tenant])
+            router.place = lambda asked: Placed("engine-a", priorities[asked.request.tenant])
             for tenant in priorities:
                 await view.place(admit(tenant=tenant))
             router.is_away = True

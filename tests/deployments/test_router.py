@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from random import Random
@@ -33,10 +33,12 @@ from deployments.messages import (
 )
 from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, Router
 from deployments.wire import RpcClient
+from scheduler.admission import AdmitRequest
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
+from scheduler.shares import TenantShare
 from tests.deployments.stand_ins import HOST, PATIENCE_S, until
 
 Call = Callable[[Request], Awaitable[Any]]
@@ -58,12 +60,12 @@ class Shares:
     def __init__(self, **weights: float) -> None:
         self.edited: dict[str, float] = weights
         self.edited_default = 1.0
-        self.weights: Mapping[str, float] = {}
-        self.default_weight = 1.0
+        self.shares: Mapping[str, TenantShare] = {}
+        self.default_share = TenantShare()
 
     def refresh(self) -> None:
-        self.weights = dict(self.edited)
-        self.default_weight = self.edited_default
+        self.shares = {tenant: TenantShare(weight) for tenant, weight in self.edited.items()}
+        self.default_share = TenantShare(self.edited_default)
 
 
 def new_fleet(clock: HeldClock) -> FleetScheduler:
@@ -149,18 +151,8 @@ def live(request_id: str, tenant: str, done: tuple[int, int], *, priority: int =
     )
 
 
-def admit(request_id: str, tenant: str = "acme", **changes: Any) -> Admit:
-    return msgspec.structs.replace(
-        Admit(
-            request_id=request_id,
-            tenant=tenant,
-            conversation=None,
-            prompt_tokens=100,
-            max_output_tokens=100,
-            arrival_s=0.0,
-        ),
-        **changes,
-    )
+def admit(request_id: str, tenant: str = "acme", avoid: Sequence[str] = ()) -> Admit:
+    return Admit(AdmitRequest(request_id, tenant, None, 100, 100, 0.0), list(avoid))
 
 
 async def tenants(call: Call) -> dict[str, Any]:
@@ -278,12 +270,12 @@ async def test_weights_change_while_the_router_runs(clock: HeldClock) -> None:
         assert (await tenants(call))["acme"]["weight"] == 1.0
 
         shares.edited = {"acme": 3.0, "late": 2.0}
-        await until(lambda: shares.weights == shares.edited)
+        await until(lambda: shares.shares.keys() == shares.edited.keys())
         weights = {name: tenant["weight"] for name, tenant in (await tenants(call)).items()}
         assert weights == {"acme": 3.0, "late": 2.0}
 
         shares.edited_default = 5.0
-        await until(lambda: shares.default_weight == shares.edited_default)
+        await until(lambda: shares.default_share.weight == shares.edited_default)
         await call(Join(card("engine-a"), progress(1, is_full=True)))
         await call(admit("r1", "somebody"))
         assert (await tenants(call))["somebody"]["weight"] == 5.0

@@ -30,6 +30,7 @@ from deployments.router_link import RouterLink
 from deployments.vllm_client import EngineLostError, FleetClient, _tenant_salt
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
+from scheduler.admission import AdmitRequest
 from scheduler.vllm_scheduler import TENANT_ARG
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
 
@@ -147,7 +148,7 @@ async def test_the_router_is_told_what_it_needs() -> None:
             request = await gate.add("r1")
 
             assert gate.router.asked(Admit) == [
-                Admit("r1", "acme", "talk-1", 3, 5, request.arrival_time)
+                Admit(AdmitRequest("r1", "acme", "talk-1", 3, 5, request.arrival_time))
             ]
             _, sent = await received(engine)
             assert sent.session_id == "talk-1"
@@ -195,7 +196,7 @@ async def test_outputs_of_all_engines_come_in_one_stream() -> None:
     """A message that holds no output is not passed on."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
         async with gateway(a, b) as gate:
-            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id}", 0)
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request.request_id}", 0)
             await gate.add("a")
             await gate.add("b")
             await a.send(CLIENT, encode(EngineCoreOutputs()))
@@ -248,7 +249,7 @@ async def test_aborts_go_to_the_engines_that_have_the_requests() -> None:
     """One message each; what is over or never was is nobody's, and a late output does no harm."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
         async with gateway(a, b) as gate:
-            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id[0]}", 0)
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request.request_id[0]}", 0)
             for name in ("a1", "a2", "b1"):
                 await gate.add(name)
             await gate.client.abort_requests_async(["a1", "b1", "a2", "never"])
@@ -395,7 +396,7 @@ async def test_other_engines_requests_are_left_alone_when_one_is_lost() -> None:
     """They go on where they are."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
         async with gateway(a, b) as gate:
-            gate.router.place = lambda ask: Placed(f"engine-{ask.request_id}", 0)
+            gate.router.place = lambda ask: Placed(f"engine-{ask.request.request_id}", 0)
             await gate.add("b")
             await b.send(CLIENT, outputs("b"))
             await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)

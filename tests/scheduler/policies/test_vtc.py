@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scheduler.ledger import Tokens
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare, TenantWeights
+from scheduler.shares import TenantShare, TenantShares
 from scheduler.tracking import TrackedRequest
 
 SERVICE = ServiceWeights(input=1.0, output=2.0)
@@ -23,7 +23,7 @@ def make_vtc(
     quantum: float = 0.0,
     max_idle_tenants: int = 100,
 ) -> VirtualTokenCounter:
-    tenant_weights = TenantWeights()
+    tenant_weights = TenantShares()
     tenant_weights.replace({tenant: TenantShare(weight) for tenant, weight in weights.items()})
     return VirtualTokenCounter(
         SERVICE, tenant_weights, quantum=quantum, max_idle_tenants=max_idle_tenants
@@ -159,7 +159,7 @@ def test_ranks_follow_the_counters_when_ranked_anew() -> None:
     ahead, behind = backlogged(vtc, ahead=51, behind=0)
     assert vtc.priorities([ahead, behind]) == [0, 0]
 
-    vtc.rerank(now_s=1.0)
+    vtc.rerank(now_s=1.0, num_steps=0)
 
     assert vtc.priorities([ahead, behind]) == [1, 0]
 
@@ -168,7 +168,7 @@ def test_a_newcomer_runs_at_once_among_the_first() -> None:
     """A tenant that arrives between two rankings has the rank of the least served."""
     vtc = make_vtc(quantum=100.0)
     backlogged(vtc, least=10, most=500)
-    vtc.rerank(now_s=1.0)
+    vtc.rerank(now_s=1.0, num_steps=0)
     newcomer = make_request("new")
 
     vtc.arrive(newcomer)
@@ -178,7 +178,7 @@ def test_a_newcomer_runs_at_once_among_the_first() -> None:
 
 def test_new_weights_price_what_is_to_come() -> None:
     """Service received keeps its price, reservations and later tokens have the new one."""
-    weights = TenantWeights()
+    weights = TenantShares()
     vtc = VirtualTokenCounter(SERVICE, weights, quantum=0.0)
     request = make_request("acme", prompt_tokens=100)
     vtc.arrive(request)
