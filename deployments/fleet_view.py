@@ -10,18 +10,32 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
+import msgspec
 import zmq
 
 from deployments.engine_links import EngineLink
 from deployments.errors import NoEngineLeftError, RouterAwayError
-from deployments.messages import Admit, Ask, Cancel, Directory, EngineCard, Hello, Placed, Snapshot
-from deployments.router_link import RouterLink
+from deployments.messages import (
+    Admit,
+    Ask,
+    Called,
+    Cancel,
+    Directory,
+    EngineCard,
+    Hello,
+    InLine,
+    Placed,
+    Reply,
+    Snapshot,
+)
+from deployments.router_link import RouterHandle, RouterLink
 
 logger = logging.getLogger("ray.serve")
 
 DIRECTORY_S = 1.0
 DIRECTORY_REPLY_S = 2.0
 MAX_REMEMBERED_TENANTS = 10_000
+RENEW_S = 5.0  # after so long in line a request asks again: a place that was told may be lost
 
 
 class FleetView:
@@ -30,8 +44,9 @@ class FleetView:
     ``on_frames`` and ``on_lost`` are set by whoever reads the outputs, before ``start``.
     """
 
-    def __init__(self, router: RouterLink, client_index: int, admit_timeout_s: float) -> None:
-        self._router = router
+    def __init__(self, router: RouterHandle, client_index: int, admit_timeout_s: float) -> None:
+        self._router = RouterLink(router, self._take_push, self._router_away)
+        self._in_line: dict[str, asyncio.Future[Reply]] = {}
         self._client_index = client_index
         self._admit_timeout_s = admit_timeout_s
         self._links: dict[str, EngineLink] = {}
@@ -80,13 +95,13 @@ class FleetView:
         return self._links.get(engine_id)
 
     async def place(self, admit: Admit) -> tuple[EngineLink, int]:
-        """The engine for a request and its priority there.
+        """The engine for a request and its priority there; waits in the router's line if it must.
 
         Raises:
             NoEngineLeftError: no engine can be reached now.
         """
         try:
-            reply = await self._router.call(admit, timeout_s=self._admit_timeout_s)
+            reply = await self._ask_for_place(admit)
         except RouterAwayError:
             return self._place_alone(admit)
         except asyncio.CancelledError:
@@ -102,6 +117,34 @@ class FleetView:
             # The router is ahead of us or behind: take the request back before going elsewhere.
             await self.cancel(admit.request.request_id)
         return self._place_alone(admit)
+
+    async def _ask_for_place(self, admit: Admit) -> msgspec.Struct:
+        request_id = admit.request.request_id
+        called = self._in_line[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            while True:
+                reply = await self._router.call(admit, timeout_s=self._admit_timeout_s)
+                if not isinstance(reply, InLine):
+                    return reply
+                await asyncio.wait([called], timeout=RENEW_S)
+                if called.done():
+                    return called.result()
+        finally:
+            del self._in_line[request_id]
+
+    def _take_push(self, message: msgspec.Struct) -> None:
+        assert isinstance(message, Called)
+        waiting = self._in_line.get(message.request_id)
+        if waiting is None:  # its client has left
+            self._cancel_later(message.request_id)
+        elif not waiting.done():
+            waiting.set_result(Placed(message.engine_id, message.priority))
+
+    def _router_away(self) -> None:
+        for waiting in self._in_line.values():
+            if not waiting.done():
+                waiting.set_exception(RouterAwayError("Admit", 0.0))
+                waiting.exception()  # seen: whoever waits for it may be in a call of its own
 
     async def cancel(self, request_id: str) -> None:
         """Take an admitted request back from the router; it may never know, then it forgets it."""

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.node import new_client_index
-from deployments.router_link import RouterHandle, RouterLink
+from deployments.router_link import RouterHandle
 from ops.metrics.fleet_collector import FleetCollector
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
@@ -65,7 +65,7 @@ class Gateway:
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
         self._edge = edge
         self._client_index = new_client_index()
-        self._fleet = FleetView(RouterLink(router), self._client_index, admit_timeout_s)
+        self._fleet = FleetView(router, self._client_index, admit_timeout_s)
         self._client: FleetClient | None = None
         self._is_built = False
         labels = TenantLabels(edge.named_tenants())

@@ -83,6 +83,18 @@ class Placed(Reply, frozen=True):
     priority: int
 
 
+class InLine(Reply, frozen=True):
+    """No engine has room for the request yet; its place follows as ``Called``."""
+
+
+class Called(Reply, frozen=True):
+    """The place of a request that was in line. Sent unasked, to whoever asked for it last."""
+
+    request_id: str
+    engine_id: str
+    priority: int
+
+
 class Refused(Reply, frozen=True):
     """The router knows of no engine that could take the request."""
 
@@ -110,4 +122,6 @@ class Orders(Reply, frozen=True):
 
 
 request_decoder = msgspec.msgpack.Decoder(Admit | Cancel | Hello | Ask | Join | Report | Leave)
-reply_decoder = msgspec.msgpack.Decoder(Done | Placed | Refused | Directory | Snapshot | Orders)
+reply_decoder = msgspec.msgpack.Decoder(
+    Done | Placed | InLine | Called | Refused | Directory | Snapshot | Orders
+)

@@ -17,11 +17,13 @@ import zmq.asyncio
 from deployments.messages import (
     Admit,
     Ask,
+    Called,
     Cancel,
     Directory,
     Done,
     EngineCard,
     Hello,
+    InLine,
     Join,
     Leave,
     Orders,
@@ -42,6 +44,7 @@ from scheduler.shares import TenantShare
 
 logger = logging.getLogger("ray.serve")
 
+GATEWAY_SILENCE_S = 10.0  # gateways say hello every second
 ENGINE_SILENCE_S = 30.0  # an engine in one long step is silent, not gone; a dead one says Leave
 CHECKPOINT_S = 1.0
 RESTORE_WITHIN_S = 1.0  # how long a new router waits for an engine that keeps a checkpoint
@@ -78,12 +81,12 @@ class Router:
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
         self._checkpoint_due_s: dict[str, float] = {}
+        self._in_line: dict[str, bytes] = {}  # who asked, by request
+        self._gateways_heard_s: dict[bytes, float] = {}
         self._now_s = clock
         self._started_s = clock()
         self._answers: dict[type[Request], Callable[..., Reply]] = {
-            Admit: self._admit,
             Cancel: self._cancel,
-            Hello: self._directory,
             Ask: self._snapshot,
             Join: self._join,
             Report: self._report,
@@ -116,18 +119,40 @@ class Router:
         """Where to call: asked through Serve, once, by everyone who then talks directly."""
         return self._server.endpoint
 
-    def _answer(self, payload: bytes) -> Reply:
+    def _answer(self, caller: bytes, payload: bytes) -> Reply:
         request = request_decoder.decode(payload)
-        return self._answers[type(request)](request)
+        match request:
+            case Admit():
+                reply = self._admit(caller, request)
+            case Hello():
+                self._gateways_heard_s[caller] = self._now_s()
+                reply = self._directory(request)
+            case _:
+                reply = self._answers[type(request)](request)
+        self._tell_called()
+        return reply
 
-    def _admit(self, request: Admit) -> Reply:
+    def _tell_called(self) -> None:
+        """Send those who waited in line their places."""
+        for request_id, place in self._fleet.take_called().items():
+            caller = self._in_line.pop(request_id)
+            self._server.push(caller, Called(request_id, place.engine_id, place.priority))
+
+    def _admit(self, caller: bytes, request: Admit) -> Reply:
         try:
             placement = self._fleet.admit(request.request, avoid=frozenset(request.avoid))
         except NoEngineError as error:
             return Refused(str(error))
+        request_id = request.request.request_id
+        if placement is None:
+            self._in_line[request_id] = caller
+            self._gateways_heard_s.setdefault(caller, self._now_s())
+            return InLine()
+        self._in_line.pop(request_id, None)
         return Placed(placement.engine_id, placement.priority)
 
     def _cancel(self, request: Cancel) -> Reply:
+        self._in_line.pop(request.request_id, None)
         self._fleet.cancel(request.request_id)
         return Done()
 
@@ -209,6 +234,20 @@ class Router:
             for engine_id, heard_s in list(self._heard_s.items()):
                 if now - heard_s > ENGINE_SILENCE_S:
                     self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
+            self._drop_silent_gateways(now)
+
+    def _drop_silent_gateways(self, now: float) -> None:
+        """Nobody would send what waits in line for a gateway that is gone."""
+        silent = [
+            caller
+            for caller, heard_s in self._gateways_heard_s.items()
+            if now - heard_s > GATEWAY_SILENCE_S
+        ]
+        for caller in silent:
+            del self._gateways_heard_s[caller]
+            for request_id in [name for name, asker in self._in_line.items() if asker == caller]:
+                del self._in_line[request_id]
+                self._fleet.cancel(request_id)
 
     def _apply_shares(self) -> None:
         self._shares.refresh()

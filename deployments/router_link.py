@@ -6,6 +6,7 @@ calls fail at once and a background search goes on.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -33,9 +34,18 @@ class RemoteMethod(Protocol):
 
 
 class RouterLink:
-    """Calls to whichever router is up now."""
+    """Calls to whichever router is up now.
 
-    def __init__(self, handle: RouterHandle) -> None:
+    What a router says unasked goes to ``on_push``; ``on_away`` is told when one is given up.
+    """
+
+    def __init__(
+        self,
+        handle: RouterHandle,
+        on_push: Callable[[msgspec.Struct], None] = lambda _: None,
+        on_away: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_push, self._on_away = on_push, on_away
         self._handle = handle
         self._client: RpcClient | None = None
         self._search: asyncio.Task[None] | None = None
@@ -71,7 +81,7 @@ class RouterLink:
                 logger.info("Router not found yet: %s", error)
                 await asyncio.sleep(PAUSE_S)
                 continue
-            self._client = RpcClient(zmq.asyncio.Context.instance(), endpoint)
+            self._client = RpcClient(zmq.asyncio.Context.instance(), endpoint, self._on_push)
             return
 
     def close(self) -> None:
@@ -86,6 +96,7 @@ class RouterLink:
         if self._client is not None:
             self._client.close()
             self._client = None
+        self._on_away()
         self._look_again()
 
     def _look_again(self) -> None:

@@ -8,6 +8,7 @@ An endpoint's public key travels through Ray only, so knowing it is the right to
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -85,17 +86,27 @@ def _prepare(socket: Socket) -> None:
     socket.heartbeat_timeout = PEER_SILENCE_MS
 
 
+_UNASKED = b""  # in the place of a call's number
+
+
 class RpcClient:
     """Asks a peer's ROUTER socket and waits for the answer, for a bounded time.
 
     Replies find their caller by call number, so any number of calls may be under way.
-    A peer that is away costs each caller its own timeout and nothing else.
+    A peer that is away costs each caller its own timeout and nothing else. What the peer sends
+    unasked goes to ``on_push``.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: Endpoint,
+        on_push: Callable[[msgspec.Struct], None] = lambda _: None,
+    ) -> None:
         self.endpoint = endpoint
         self._socket = connect(context, zmq.DEALER, endpoint)
         self._calls = count(1)
+        self._on_push = on_push
         self._waiting: dict[int, asyncio.Future[msgspec.Struct]] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._reader = asyncio.create_task(self._read(), name="rpc replies")
@@ -129,6 +140,9 @@ class RpcClient:
     async def _read(self) -> None:
         while True:
             number, payload = await self._socket.recv_multipart()
+            if number == _UNASKED:
+                self._on_push(reply_decoder.decode(payload))
+                continue
             future = self._waiting.pop(int.from_bytes(number, "little"), None)
             if future is not None and not future.done():
                 future.set_result(reply_decoder.decode(payload))
@@ -137,17 +151,19 @@ class RpcClient:
 class RpcServer:
     """Answers calls that arrive on a bound ROUTER socket, one after the other.
 
-    ``answer`` is a plain function: it must not wait, so that a call costs its own work only.
+    ``answer`` is given who calls and what is asked. It is a plain function: it must not wait, so
+    that a call costs its own work only. What it has to say to others it leaves with ``push``.
     """
 
     def __init__(
         self,
         context: zmq.asyncio.Context,
         host: str,
-        answer: Callable[[bytes], msgspec.Struct],
+        answer: Callable[[bytes, bytes], msgspec.Struct],
     ) -> None:
         self._socket, self.endpoint = bind(context, zmq.ROUTER, host)
         self._answer = answer
+        self._pushes: deque[tuple[bytes, msgspec.Struct]] = deque()
         self._encode = msgspec.msgpack.Encoder().encode
 
     async def serve(self) -> None:
@@ -156,11 +172,21 @@ class RpcServer:
             message = await self._socket.recv_multipart()
             try:
                 caller, number, payload = message
-                reply = self._encode(self._answer(payload))
+                reply = self._encode(self._answer(caller, payload))
             except Exception:
                 logger.exception("A call to the router failed")
                 continue
             await self._socket.send_multipart([caller, number, reply])
+            await self._send_pushes()
+
+    def push(self, caller: bytes, message: msgspec.Struct) -> None:
+        """Tell a caller something unasked, after the answer that is being made."""
+        self._pushes.append((caller, message))
+
+    async def _send_pushes(self) -> None:
+        while self._pushes:
+            caller, message = self._pushes.popleft()
+            await self._socket.send_multipart([caller, _UNASKED, self._encode(message)])
 
     def close(self) -> None:
         self._socket.close()

@@ -31,8 +31,10 @@ class JoinedEngine:
     has_reported: bool = False
     has_reported_full: bool = False
 
-    def note(self, report: EngineProgress) -> None:
-        """Keep what the report says of the engine; its requests are kept elsewhere."""
+    def note(self, report: EngineProgress) -> int:
+        """Keep what the report says of the engine itself; how many steps it made since the last."""
+        num_steps = max(report.step - self.latest.step, 0) if self.has_reported else 0
         self.latest = msgspec.structs.replace(report, live=[], finished=[], tenant_service={})
         self.has_reported = True
         self.has_reported_full = self.has_reported_full or report.is_full
+        return num_steps

@@ -2,8 +2,9 @@
 
 Ties the parts to each other and owns the order in which they learn of things; each part says
 for itself what it owns: live requests (tracking), who received how much (ledger), urgency
-(policies), where a request goes (placement). Knows no processes and no messages: the Router
-calls these methods from one thread, clock and randomness are passed in.
+(policies), who has waited too long (starvation), which engine has room (seating), who waits for
+one (line). Knows no processes and no messages: the Router calls these methods from one thread,
+clock and randomness are passed in.
 
 All of it is soft state. Reports are cumulative, so a lost or repeated one does no harm.
 Requests that nobody announced are adopted from the reports of the engine that runs them;
@@ -13,7 +14,7 @@ policy starts level: service alone, without the lifts that went with it, would o
 came last all that others had received before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass
 from random import Random
@@ -25,13 +26,19 @@ from scheduler.clock import SteadyClock
 from scheduler.engines import JoinedEngine
 from scheduler.errors import NoEngineError, NotFreshError, UnknownEngineError
 from scheduler.ledger import LedgerCheckpoint, ServiceLedger, Tokens
-from scheduler.placement import ConversationMemory, OutputLengths, choose_engine
+from scheduler.line import WaitingLine
+from scheduler.output_lengths import OutputLengths
 from scheduler.policies.policy import PolicyFactory
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
+from scheduler.seating import Seating
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare, TenantShares
 from scheduler.snapshot import FairnessView
+from scheduler.starvation import StarvationGuard
 from scheduler.tracking import RequestTable, TrackedRequest, adopted, announced
+from scheduler.warmth import Warmth
+
+STARVING = -1  # the priority of who has waited too long; a policy's begin at 0
 
 _COMPLETE = frozenset({"stop", "length"})  # finish reasons whose output is of natural length
 
@@ -44,6 +51,8 @@ class FleetLimits:
     unseen_timeout_s: float = 30.0  # how long an engine may not report what was placed on it
     max_tenants: int = 10_000  # whose service is listed
     max_conversations: int = 100_000  # whose engine is remembered
+    max_prefixes: int = 200_000  # likewise
+    max_wait_s: float = 60.0  # then a tenant's longest waiting request runs first
 
 
 class FleetCheckpoint(msgspec.Struct, array_like=True, frozen=True):
@@ -53,14 +62,15 @@ class FleetCheckpoint(msgspec.Struct, array_like=True, frozen=True):
     policy_state: bytes
     ledger: LedgerCheckpoint
     requests: list[TrackedRequest]
+    output_lengths: list[int]
 
 
 class FleetScheduler:
     """Live requests, service and engines of the whole fleet, kept in step with each other.
 
-    Every live request is on one engine, and known to the policy from arrival to departure. An
-    engine that has not joined has no requests, but for those restored from a checkpoint:
-    they wait for their engine to come back.
+    Every live request is on one engine or in the line, and known to the policy from arrival to
+    departure. An engine that has not joined has no requests, but for those restored from a
+    checkpoint: they wait for their engine to come back.
     """
 
     def __init__(
@@ -78,11 +88,16 @@ class FleetScheduler:
         self._policy = make_policy(service, self._shares)
         self._limits = limits
         self._now_s = SteadyClock(clock)
-        self._random = random
         self._requests = RequestTable()
+        self._line = WaitingLine()
+        self._seating = Seating(self._requests, random)
+        self._starvation = StarvationGuard(limits.max_wait_s)
+        self._called: dict[str, Placement] = {}
         self._ledger = ServiceLedger(max_tenants=limits.max_tenants)
         self._output_lengths = OutputLengths()
-        self._conversations = ConversationMemory(max_conversations=limits.max_conversations)
+        self._warmth = Warmth(
+            max_conversations=limits.max_conversations, max_prefixes=limits.max_prefixes
+        )
         self._engines: dict[str, JoinedEngine] = {}
         self._next_ranking_s = 0.0
         self._steps_made = 0
@@ -107,11 +122,13 @@ class FleetScheduler:
         """
         self._ledger.open(engine_id)
         self._engines[engine_id] = JoinedEngine(capacity)
+        self._seating.join(engine_id, capacity)
 
     def leave(self, engine_id: str) -> list[str]:
         """Give an engine up; return the requests that are lost with it."""
         if self._engines.pop(engine_id, None) is not None:
             self._ledger.close(engine_id)
+            self._seating.leave(engine_id)
         lost = list(self._requests.on_engine(engine_id))
         for request in lost:
             self._forget(request)
@@ -125,29 +142,32 @@ class FleetScheduler:
         """
         return not self._engine(engine_id).has_reported_full
 
-    def admit(self, request: AdmitRequest, avoid: frozenset[str] = frozenset()) -> Placement:
-        """Choose an engine and a priority for a request, and expect it there.
+    def admit(self, request: AdmitRequest, avoid: frozenset[str] = frozenset()) -> Placement | None:
+        """An engine and a priority for a request, which is then expected there.
 
-        A request that is live already is moved: its gateway lost the engine or our answer.
+        None while there is no room for it: then it waits, and ``take_called`` gives its place once
+        there is one. A request that is live already is moved, since its gateway lost the engine
+        or our answer; one that waits goes on waiting.
 
         Raises:
             NoEngineError: all engines are to be avoided, or none has joined.
         """
         if self._engines.keys() <= avoid:
             raise NoEngineError(request.request_id, len(self._engines), len(avoid))
-        moved = self._requests.get(request.request_id)
-        if moved:
-            self._requests.remove(moved)
-        tracked = announced(request, self._choose_engine(request, avoid), self._now_s())
-        self._take_in(tracked)
-        if moved:  # only now: a tenant whose one request moves was never idle
-            self._policy.depart(moved)
-        self._await_sign(tracked)
-        [tracked.priority] = self._policy.priorities([tracked])
-        return Placement(tracked.engine_id, tracked.priority)
+        if request.request_id not in self._line:
+            self._enter(announced(request, avoid, self._now_s()))
+            self._call_up()
+        return self._called.pop(request.request_id, None)
+
+    def take_called(self) -> dict[str, Placement]:
+        """Places of requests that had to wait for them, each told once."""
+        self._call_up()
+        called, self._called = self._called, {}
+        return called
 
     def cancel(self, request_id: str) -> None:
         """Forget a request that never reached its engine. One that is not live is ignored."""
+        self._called.pop(request_id, None)
         request = self._requests.get(request_id)
         if request:
             self._forget(request)
@@ -167,9 +187,8 @@ class FleetScheduler:
         if is_older:
             self._ledger.restart(engine_id)
         self._ledger.advance(engine_id, report.step)
-        if engine.has_reported:
-            self._steps_made += max(0, report.step - engine.latest.step)
-        engine.note(report)
+        num_steps = engine.note(report)
+        self._steps_made += num_steps
         for live in report.live:
             self._on_live(engine_id, live)
         for finished in report.finished:
@@ -178,6 +197,7 @@ class FleetScheduler:
             self._settle(engine_id, report)
         for request in self._gone(engine_id, report):
             self._forget(request)
+        self._seating.note_report(engine_id, num_ended=len(report.finished), num_steps=num_steps)
 
     def priority_changes(self, engine_id: str) -> dict[str, int]:
         """New priorities for the engine's requests where they differ from what it was told.
@@ -191,9 +211,14 @@ class FleetScheduler:
         self._rank_if_due()
         changes = {}
         requests = self._requests.on_engine(engine_id)
-        for request, priority in zip(requests, self._policy.priorities(requests), strict=True):
+        for request, priority in zip(requests, self._priorities(requests), strict=True):
             if priority != request.priority and request.is_seen:
                 changes[request.request_id] = request.priority = priority
+        self._seating.note_priorities(
+            engine_id,
+            [request.priority for request in requests if request.is_running],
+            [request.priority for request in requests if not request.is_running],
+        )
         return changes
 
     def snapshot(self) -> dict[str, object]:
@@ -213,7 +238,9 @@ class FleetScheduler:
             policy=self._policy.name,
             policy_state=self._policy.save(),
             ledger=self._ledger.checkpoint(),
-            requests=[copy(request) for request in self._requests.all()],
+            # Those in line are placed by their gateways once this fleet is gone.
+            requests=[copy(each) for each in self._requests.all() if each.engine_id is not None],
+            output_lengths=self._output_lengths.recent,
         )
 
     def restore(self, checkpoint: FleetCheckpoint) -> None:
@@ -229,8 +256,11 @@ class FleetScheduler:
         if self._engines or len(self._requests):
             raise NotFreshError(len(self._engines), len(self._requests))
         self._ledger.restore(checkpoint.ledger)
+        for length in checkpoint.output_lengths:
+            self._output_lengths.observe(length)
         for saved in checkpoint.requests:
             request = copy(saved)
+            request.admitted_s = self._now_s()
             self._take_in(request)
             self._await_sign(request)
         if checkpoint.policy == self._policy.name:
@@ -247,62 +277,106 @@ class FleetScheduler:
             raise UnknownEngineError(engine_id)
         return self._engines[engine_id]
 
-    def _choose_engine(self, request: AdmitRequest, avoid: frozenset[str]) -> str:
-        seats = {
-            engine_id: engine.capacity.max_num_seqs
-            for engine_id, engine in self._engines.items()
-            if engine_id not in avoid
-        }
-        warm = self._conversations.engine(request.tenant, request.conversation)
-        load_units = self._load(request.prompt_tokens, 0, request.max_output_tokens)
-        return choose_engine(
-            {engine_id: self._requests.load(engine_id) / seats[engine_id] for engine_id in seats},
-            warm=warm,
-            request_load=load_units / seats[warm] if warm in seats else 0.0,
-            random=self._random,
-        )
+    def _enter(self, request: TrackedRequest) -> None:
+        """Let a request into the line; one of the same name that has a place gives it up."""
+        moved = self._requests.get(request.request_id)
+        if moved:
+            self._requests.remove(moved)
+            self._starvation.forget(moved)
+        self._take_in(request)
+        if moved:  # only now: a tenant whose one request moves was never idle
+            self._policy.depart(moved)
+        self._weigh(request)
+        [request.priority] = self._priorities([request])
+        self._line.add(request, request.priority)
+
+    def _call_up(self) -> None:
+        """Give places to those in line, the most urgent first, until there is none for one."""
+        while (first := self._line.first()) is not None:
+            request, priority = first
+            warm = self._warmth.engine(request, request.prefixes)
+            engine_id = self._seating.choose(request, priority, warm=warm, avoid=request.avoid)
+            if engine_id is None:
+                return
+            request.priority = priority
+            self._seat(request, engine_id)
+            self._await_sign(request)
+            self._called[request.request_id] = Placement(engine_id, priority)
+
+    def _seat(self, request: TrackedRequest, engine_id: str) -> None:
+        self._line.remove(request.request_id)
+        self._requests.place(request, engine_id)
+        self._warmth.remember(request, request.prefixes)
+        request.prefixes = []
+
+    def _seat_if_told(self, request: TrackedRequest, engine_id: str) -> None:
+        """An engine tells of a request in line: its gateway took us for dead and sent it there."""
+        if request.engine_id is None and engine_id not in request.avoid:
+            self._seat(request, engine_id)
 
     def _take_in(self, request: TrackedRequest) -> None:
         self._requests.add(request)
-        self._weigh(request)
-        self._conversations.remember(request.tenant, request.conversation, request.engine_id)
         self._policy.arrive(request)
         if request.has_started:
             self._policy.start(request)
+        if not request.is_running:
+            self._starvation.wait(request, self._now_s())
 
     def _await_sign(self, request: TrackedRequest) -> None:
         until_s = self._now_s() + self._limits.unseen_timeout_s
         self._requests.await_sign(request, until_s)
 
     def _forget(self, request: TrackedRequest) -> None:
+        if request.engine_id is None:
+            self._line.remove(request.request_id)
         self._requests.remove(request)
+        self._starvation.forget(request)
         self._policy.depart(request)
 
     def _on_live(self, engine_id: str, live: LiveRequest) -> None:
         request = self._requests.get(live.request_id)
         if request is None:
-            self._take_in(adopted(live, engine_id, self._now_s()))
-        elif request.engine_id == engine_id:
+            self._adopt(adopted(live, engine_id, self._now_s()))
+            return
+        self._seat_if_told(request, engine_id)
+        if request.engine_id == engine_id:
             self._requests.note_sign(request)
-            self._move(request, live.prompt_done, live.output_done, is_running=live.is_running)
+            done = live.prompt_done, live.output_done
+            self._move(engine_id, request, *done, is_running=live.is_running)
             request.priority = live.priority
 
     def _on_finished(self, engine_id: str, finished: FinishedRequest) -> None:
         request = self._requests.get(finished.request_id)
+        if request is not None:
+            self._seat_if_told(request, engine_id)
         if request is None or request.engine_id != engine_id:
             return
-        self._move(request, finished.prompt_done, finished.output_done, is_running=False)
+        done = finished.prompt_done, finished.output_done
+        self._move(engine_id, request, *done, is_running=False)
         if finished.reason in _COMPLETE:
             self._output_lengths.observe(finished.output_done)
 
+    def _adopt(self, request: TrackedRequest) -> None:
+        """Take in a request that an engine has and nobody announced."""
+        self._take_in(request)
+        self._weigh(request)
+        self._warmth.remember(request)
+
     def _move(
-        self, request: TrackedRequest, prompt_done: int, output_done: int, *, is_running: bool
+        self,
+        engine_id: str,
+        request: TrackedRequest,
+        prompt_done: int,
+        output_done: int,
+        *,
+        is_running: bool,
     ) -> None:
         """Bring a request to these counts, as far as they are news, and charge the difference."""
         prompt = max(0, min(prompt_done, request.prompt_tokens) - request.prompt_done)
         output = max(0, output_done - request.output_done)
         has_moved = prompt > 0 or output > 0
-        request.is_running = is_running
+        if is_running != request.is_running:
+            self._note_running(request, is_running=is_running)
         if not request.has_started and (is_running or has_moved):
             self._policy.start(request)
             request.has_started = True
@@ -311,17 +385,33 @@ class FleetScheduler:
             request.prompt_done += prompt
             request.output_done += output
             self._policy.progress(request, tokens)
-            self._ledger.add(request.engine_id, request.tenant, tokens)
+            self._ledger.add(engine_id, request.tenant, tokens)
             self._weigh(request)
 
-    def _weigh(self, request: TrackedRequest) -> None:
-        load_units = self._load(request.prompt_left, request.output_done, request.max_output_tokens)
-        self._requests.set_load(request, load_units)
+    def _note_running(self, request: TrackedRequest, *, is_running: bool) -> None:
+        request.is_running = is_running
+        if is_running:
+            self._starvation.run(request, self._now_s())
+        else:
+            self._starvation.wait(request, self._now_s())
 
-    def _load(self, prompt_left: int, output_done: int, output_limit: int | None) -> float:
-        """Service units that a request is expected to take from now on."""
-        output_left = self._output_lengths.expected_left(output_done, output_limit)
-        return self._service.units(prompt_left, output_left)
+    def _weigh(self, request: TrackedRequest) -> None:
+        """Expect anew what the request will take of its engine from now on."""
+        output_left = self._output_lengths.expected_left(
+            request.output_done, request.max_output_tokens
+        )
+        load_units = self._service.units(request.prompt_left, output_left)
+        self._requests.set_outlook(request, load_units=load_units, output_left=output_left)
+
+    def _priorities(self, requests: Collection[TrackedRequest]) -> list[int]:
+        """The policy's, but for those who have waited too long."""
+        priorities = self._policy.priorities(requests)
+        if not self._starvation.num_first:
+            return priorities
+        return [
+            STARVING if request.request_id in self._starvation else priority
+            for request, priority in zip(requests, priorities, strict=True)
+        ]
 
     def _settle(self, engine_id: str, report: EngineProgress) -> None:
         for tenant, tokens in self._ledger.settle(engine_id, report.tenant_service).items():
@@ -350,3 +440,5 @@ class FleetScheduler:
         for request in self._requests.overdue(now_s):
             self._forget(request)
         self._policy.rerank(now_s, self._num_steps)
+        self._starvation.update(now_s)
+        self._line.reorder(self._priorities(self._line.requests))

@@ -61,6 +61,7 @@ class FairnessView:
                 "service": self.service.units(total.prompt, total.output),
                 "prompt_tokens": total.prompt,
                 "output_tokens": total.output,
+                "in_line": sum(request.engine_id is None for request in self.requests.all()),
                 **_counts(presence.values()),
             },
         }

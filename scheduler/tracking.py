@@ -1,8 +1,8 @@
 """The live requests of the fleet: which there are, where each is, and how far it has come.
 
-Owns the table of requests and its invariant: a live request is on exactly one engine. What
-progress is worth (ledger, policies) and where a request should go (placement) is decided
-elsewhere.
+Owns the table of requests and its invariant: a live request is on one engine, or waits for one in
+the fleet's line. What progress is worth (ledger, policies) and where a request should go (seating)
+is decided elsewhere.
 """
 
 from collections.abc import Collection
@@ -20,7 +20,7 @@ class TrackedRequest(msgspec.Struct, gc=False):
     request_id: str
     tenant: str
     conversation: str | None
-    engine_id: str
+    engine_id: str | None  # None while it waits for one
     arrival_s: float  # wall clock, as stamped by the gateway
     prompt_tokens: int
     max_output_tokens: int | None  # not known of a request that was adopted from a report
@@ -31,28 +31,39 @@ class TrackedRequest(msgspec.Struct, gc=False):
     is_running: bool = False
     is_seen: bool = False  # its engine has reported it at least once
     load_units: float = 0.0  # its part of its engine's load
+    output_left: float = 0.0  # tokens that it is expected to put out yet
+    most_tokens: float = 0.0  # KV that it is expected to hold at its end
     admitted_s: float = 0.0  # the fleet's clock
     wishes: Wishes = Wishes()
     is_open_ended: bool = False
+    prefixes: list[int] = []  # forgotten once it has been placed
+    avoid: frozenset[str] = frozenset()
 
     @property
     def prompt_left(self) -> int:
         return self.prompt_tokens - self.prompt_done
 
+    @property
+    def tokens_held(self) -> int:
+        """KV that it holds, its whole prompt counted: that is computed soon, or goes with it."""
+        return self.prompt_tokens + self.output_done
 
-def announced(request: AdmitRequest, engine_id: str, now_s: float) -> TrackedRequest:
-    """A request that a gateway is about to send."""
+
+def announced(request: AdmitRequest, avoid: frozenset[str], now_s: float) -> TrackedRequest:
+    """A request that a gateway wants a place for."""
     return TrackedRequest(
         request_id=request.request_id,
         tenant=request.tenant,
         conversation=request.conversation,
-        engine_id=engine_id,
+        engine_id=None,
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,
         max_output_tokens=request.max_output_tokens,
         admitted_s=now_s,
         wishes=request.wishes,
         is_open_ended=request.is_open_ended,
+        prefixes=request.prefixes,
+        avoid=avoid,
     )
 
 
@@ -78,23 +89,34 @@ def adopted(live: LiveRequest, engine_id: str, now_s: float) -> TrackedRequest:
 
 @dataclass(slots=True)
 class _EngineShare:
-    """The requests of one engine, and the sum of their loads."""
+    """The requests of one engine, and the sums of their loads and of what they will hold."""
 
     requests: dict[str, TrackedRequest] = field(default_factory=dict)
     load_units: float = 0.0
+    most_tokens: float = 0.0
+
+    def add(self, request: TrackedRequest) -> None:
+        self.requests[request.request_id] = request
+        self.load_units += request.load_units
+        self.most_tokens += request.most_tokens
+
+    def remove(self, request: TrackedRequest) -> None:
+        del self.requests[request.request_id]
+        self.load_units -= request.load_units
+        self.most_tokens -= request.most_tokens
 
 
 class RequestTable:
     """Live requests by name and by engine.
 
-    Each request is in the table of exactly one engine, and an engine's load is the sum of
-    its requests' loads. Of some requests a sign is expected, a mention in their engine's
-    report; those of which none has come in time can be asked for.
+    Each request is in the share of one engine, or of those that wait for one, and an engine's
+    load is the sum of its requests' loads. Of some requests a sign is expected, a mention in
+    their engine's report; those of which none has come in time can be asked for.
     """
 
     def __init__(self) -> None:
         self._requests: dict[str, TrackedRequest] = {}
-        self._engines: dict[str, _EngineShare] = {}
+        self._engines: dict[str | None, _EngineShare] = {}
         self._sign_by_s: dict[str, float] = {}  # in the order of the deadlines
 
     def __len__(self) -> int:
@@ -110,30 +132,46 @@ class RequestTable:
         share = self._engines.get(engine_id)
         return share.requests.values() if share else ()
 
+    def num_on(self, engine_id: str) -> int:
+        return len(self.on_engine(engine_id))
+
     def load(self, engine_id: str) -> float:
         """Service units the engine's requests are expected to take from now on."""
         share = self._engines.get(engine_id)
         return share.load_units if share else 0.0
 
+    def most_tokens(self, engine_id: str) -> float:
+        """KV of the engine's requests if each held what it holds at its end."""
+        share = self._engines.get(engine_id)
+        return share.most_tokens if share else 0.0
+
     def add(self, request: TrackedRequest) -> None:
         """Take in a request whose name is not in use."""
         assert request.request_id not in self._requests
-        share = self._engines.setdefault(request.engine_id, _EngineShare())
-        share.requests[request.request_id] = request
-        share.load_units += request.load_units
         self._requests[request.request_id] = request
+        self._share(request.engine_id).add(request)
 
     def remove(self, request: TrackedRequest) -> None:
-        share = self._engines[request.engine_id]
-        del share.requests[request.request_id], self._requests[request.request_id]
+        del self._requests[request.request_id]
         self._sign_by_s.pop(request.request_id, None)
-        share.load_units -= request.load_units
-        if not share.requests:
-            del self._engines[request.engine_id]  # and with it what rounding has left
+        self._take_off(request)
 
-    def set_load(self, request: TrackedRequest, load_units: float) -> None:
-        self._engines[request.engine_id].load_units += load_units - request.load_units
-        request.load_units = load_units
+    def place(self, request: TrackedRequest, engine_id: str) -> None:
+        """A request that waited for an engine is on this one from now on."""
+        self._take_off(request)
+        request.engine_id = engine_id
+        self._share(engine_id).add(request)
+
+    def set_outlook(
+        self, request: TrackedRequest, *, load_units: float, output_left: float
+    ) -> None:
+        """What is expected of a request now, in service units and in tokens."""
+        share = self._engines[request.engine_id]
+        most_tokens = request.tokens_held + output_left
+        share.load_units += load_units - request.load_units
+        share.most_tokens += most_tokens - request.most_tokens
+        request.load_units, request.output_left = load_units, output_left
+        request.most_tokens = most_tokens
 
     def await_sign(self, request: TrackedRequest, until_s: float) -> None:
         """Expect a sign of the request; ``until_s`` is never less than in the call before."""
@@ -151,3 +189,12 @@ class RequestTable:
                 break
             late.append(self._requests[request_id])
         return late
+
+    def _share(self, engine_id: str | None) -> _EngineShare:
+        return self._engines.setdefault(engine_id, _EngineShare())
+
+    def _take_off(self, request: TrackedRequest) -> None:
+        share = self._engines[request.engine_id]
+        share.remove(request)
+        if not share.requests:
+            del self._engines[request.engine_id]  # and with it what rounding has left

@@ -20,6 +20,7 @@ from deployments.engine_order import ECHO, HEARTBEAT
 from deployments.messages import (
     Admit,
     Ask,
+    Called,
     Directory,
     Done,
     EngineCard,
@@ -146,9 +147,10 @@ class StandInRouter(_StandIn):
         self._task.cancel()
         self._server.close()
 
-    def _take(self, payload: bytes) -> msgspec.Struct:
+    def _take(self, caller: bytes, payload: bytes) -> msgspec.Struct:
         request = request_decoder.decode(payload)
         self.requests.append(request)
+        self._caller = caller
         reply = self._answer(request)
         if reply is None:
             raise NoAnswerError
@@ -163,11 +165,16 @@ class SteeredRouter(StandInRouter):
         self.place: Callable[[Admit], Reply | None] = lambda _: Refused("nobody has joined")
         self.body = b"{}"
         self.is_away = False
+        self._asker = b""  # who asked for a place last
         super().__init__(self._answer_request)
         self.handle = StandInHandle(self.endpoint)
 
     def place_on(self, engine_id: str, priority: int = 0) -> None:
         self.place = lambda _: Placed(engine_id, priority)
+
+    def call_up(self, request_id: str, engine_id: str, priority: int = 0) -> None:
+        """Tell whoever asked last of a place, right after the next answer to anybody."""
+        self._server.push(self._asker, Called(request_id, engine_id, priority))
 
     def asked(self, kind: type[T]) -> list[T]:
         """The requests of one kind so far."""
@@ -178,6 +185,7 @@ class SteeredRouter(StandInRouter):
             return None
         match request:
             case Admit():
+                self._asker = self._caller
                 return self.place(request)
             case Hello():
                 return Directory(self.cards)

@@ -12,8 +12,7 @@ import pytest
 from deployments import engine_links, fleet_view, router_link
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
-from deployments.messages import Admit, Cancel, Placed
-from deployments.router_link import RouterLink
+from deployments.messages import Admit, Cancel, Hello, InLine, Placed
 from scheduler.admission import AdmitRequest
 from tests.deployments.stand_ins import (
     PATIENCE_S,
@@ -31,7 +30,7 @@ class View(FleetView):
     """A fleet view that keeps who was lost."""
 
     def __init__(self, handle: StandInHandle, admit_timeout_s: float) -> None:
-        super().__init__(RouterLink(handle), CLIENT, admit_timeout_s)
+        super().__init__(handle, CLIENT, admit_timeout_s)
         self.lost: list[str] = []
         self.on_lost = self.lost.append
         self.on_frames = lambda _engine_id, _frames: None
@@ -303,3 +302,61 @@ async def test_engines_that_come_and_go_leave_nothing_behind() -> None:
             assert len(view.lost) == 5
             assert view._links.keys() == {"engine-a"}
             assert view._num_open.keys() <= {"engine-a"}
+
+
+async def test_a_request_waits_in_line_until_it_is_called() -> None:
+    """No time is set for that: the router has answered, and says hello as ever."""
+    with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
+        async with joined(router, admit_timeout_s=0.05) as view:
+            router.place = lambda _: InLine()
+            placing = asyncio.create_task(view.place(admit("r1")))
+            await until(lambda: router.asked(Admit))
+            num_hellos = len(router.asked(Hello))
+            await until(lambda: len(router.asked(Hello)) > num_hellos + 20)
+            assert not placing.done()
+
+            router.call_up("r1", "engine-a", priority=3)
+            link, priority = await placing
+
+        assert (link.card.engine_id, priority) == ("engine-a", 3)
+
+
+async def test_a_place_that_got_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has been in line for long asks again, as if it had not."""
+    monkeypatch.setattr(fleet_view, "RENEW_S", 0.01)
+    with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
+        async with joined(router) as view:
+            router.place = lambda _: InLine()
+            placing = asyncio.create_task(view.place(admit("r1")))
+            await until(lambda: len(router.asked(Admit)) > 3)
+            router.place_on("engine-a", priority=4)
+
+            assert (await placing)[1] == 4
+
+
+async def test_who_leaves_the_line_is_taken_back() -> None:
+    """A client that goes while its request waits leaves nothing at the router."""
+    with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
+        async with joined(router) as view:
+            router.place = lambda _: InLine()
+            placing = asyncio.create_task(view.place(admit("r1")))
+            await until(lambda: router.asked(Admit))
+            placing.cancel()
+            await until(lambda: router.asked(Cancel) == [Cancel("r1")])
+
+            router.call_up("r1", "engine-a")  # it was called just before
+            await until(lambda: router.asked(Cancel) == [Cancel("r1")] * 2)
+
+
+async def test_without_the_router_those_in_line_go_alone() -> None:
+    """A router that dies takes nobody's turn along."""
+    with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
+        async with joined(router) as view:
+            router.place = lambda _: InLine()
+            placing = [asyncio.create_task(view.place(admit(f"r{n}"))) for n in range(3)]
+            await until(lambda: len(router.asked(Admit)) == 3)
+
+            router.is_away = True
+            placed = await asyncio.gather(*placing)
+
+        assert [link.card.engine_id for link, _ in placed] == ["engine-a"] * 3

@@ -17,11 +17,13 @@ from deployments import router as router_module
 from deployments.messages import (
     Admit,
     Ask,
+    Called,
     Cancel,
     Directory,
     Done,
     EngineCard,
     Hello,
+    InLine,
     Join,
     Leave,
     Orders,
@@ -31,7 +33,7 @@ from deployments.messages import (
     Request,
     Snapshot,
 )
-from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, Router
+from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, GATEWAY_SILENCE_S, Router
 from deployments.wire import RpcClient
 from scheduler.admission import AdmitRequest
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
@@ -79,13 +81,17 @@ def new_fleet(clock: HeldClock) -> FleetScheduler:
 
 
 @asynccontextmanager
-async def running(clock: HeldClock, shares: Shares | None = None) -> AsyncIterator[Call]:
+async def running(
+    clock: HeldClock,
+    shares: Shares | None = None,
+    on_push: Callable[[msgspec.Struct], None] = lambda _: None,
+) -> AsyncIterator[Call]:
     """A router on loopback; yields the way to call it."""
     router = Router(partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock=clock)
     await router.start()
     try:
         context = zmq.asyncio.Context.instance()
-        with closing(RpcClient(context, await router.endpoint())) as client:
+        with closing(RpcClient(context, await router.endpoint(), on_push)) as client:
             yield partial(client.call, timeout_s=PATIENCE_S)
             await router.check_health()
     finally:
@@ -111,7 +117,7 @@ def card(engine_id: str) -> EngineCard:
         public_key="key",
         ready=b"ready",
         max_num_seqs=8,
-        num_blocks=100,
+        num_blocks=1000,
         block_tokens=16,
     )
 
@@ -187,6 +193,47 @@ async def test_an_engine_to_be_avoided_is_avoided(clock: HeldClock) -> None:
         assert elsewhere.engine_id == "engine-b"
         assert isinstance(nowhere, Refused)
         assert "2 to be avoided" in nowhere.reason
+
+
+SEATS_AND_PLACES = 10  # of an engine with eight seats
+
+
+async def test_past_an_engines_places_requests_wait_until_they_are_called(
+    clock: HeldClock,
+) -> None:
+    """In line first; then, as the engine's report shows room, told of their place unasked."""
+    pushes: list[msgspec.Struct] = []
+    async with running(clock, on_push=pushes.append) as call:
+        await call(Join(card("engine-a"), full()))
+        for number in range(SEATS_AND_PLACES):
+            assert isinstance(await call(admit(f"r{number}")), Placed)
+        assert [await call(admit(name)) for name in ("x", "y")] == [InLine(), InLine()]
+        assert (await snapshot(call))["totals"]["in_line"] == 2
+
+        ended = FinishedRequest("r0", "acme", 100, 100, 5, "stop")
+        await call(Report("engine-a", progress(2, finished=[ended])))
+
+        await until(lambda: pushes)
+        assert pushes == [Called("x", "engine-a", 0)]
+        assert (await snapshot(call))["totals"]["in_line"] == 1
+
+
+async def test_what_waits_for_a_gateway_that_is_gone_is_dropped(clock: HeldClock) -> None:
+    """A gateway that says hello keeps its requests in line; one that is silent loses them."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        for number in range(SEATS_AND_PLACES + 1):
+            await call(admit(f"r{number}"))
+        for _ in range(3):
+            clock.now_s += GATEWAY_SILENCE_S - 1
+            await call(Hello(7))
+            await call(Report("engine-a", progress()))
+        assert (await snapshot(call))["totals"]["in_line"] == 1
+
+        clock.now_s += GATEWAY_SILENCE_S + 1
+        async with asyncio.timeout(PATIENCE_S):
+            while (await snapshot(call))["totals"]["in_line"]:
+                await asyncio.sleep(0.002)
 
 
 async def test_a_cancelled_request_is_forgotten(clock: HeldClock) -> None:

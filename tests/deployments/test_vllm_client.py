@@ -26,7 +26,6 @@ from vllm.v1.engine import (
 from deployments import engine_links, fleet_view, router_link
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, Cancel, Placed, Refused
-from deployments.router_link import RouterLink
 from deployments.vllm_client import EngineLostError, FleetClient, _tenant_salt
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
@@ -80,7 +79,7 @@ async def gateway(*engines: StandInEngine) -> AsyncIterator[Gateway]:
     """A gateway that reaches these engines; the router places on the first."""
     with (
         SteeredRouter(*engines) as router,
-        closing(FleetView(RouterLink(router.handle), CLIENT, PATIENCE_S)) as view,
+        closing(FleetView(router.handle, CLIENT, PATIENCE_S)) as view,
     ):
         made = Gateway(router, view)
         async with asyncio.timeout(PATIENCE_S):

@@ -25,7 +25,6 @@ from app.tenants import open_directory
 from deployments import engine_links, fleet_view, router_link
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, EngineCard, Placed, Refused
-from deployments.router_link import RouterLink
 from deployments.vllm_client import EngineLostError, FleetClient
 from deployments.vllm_engine import make_engine_args
 from deployments.vllm_frontend import (
@@ -114,8 +113,7 @@ def new_frontend(config: VllmConfig) -> Callable[..., Any]:
         client_index = next(_indices)
         with SteeredRouter() as router:
             router.cards = list(cards)
-            link = RouterLink(router.handle)
-            with closing(FleetView(link, client_index, PATIENCE_S)) as view:
+            with closing(FleetView(router.handle, client_index, PATIENCE_S)) as view:
                 frontend = Frontend(config, router, view, client_index)
                 async with asyncio.timeout(PATIENCE_S):
                     await view.start()

@@ -197,7 +197,7 @@ async def test_a_call_whose_handling_fails_is_left_unanswered(
 ) -> None:
     """The caller times out, the failure is logged with its cause, and later calls are answered."""
 
-    def answer(payload: bytes) -> Reply:
+    def answer(_caller: bytes, payload: bytes) -> Reply:
         if b"poison" in payload:
             raise ValueError("it was poisoned")
         return Directory([])

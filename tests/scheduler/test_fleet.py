@@ -52,6 +52,15 @@ def make_fleet(
     return fleet
 
 
+def place(
+    fleet: FleetScheduler, request: AdmitRequest, avoid: frozenset[str] = frozenset()
+) -> Placement:
+    """Admit a request that there is room for."""
+    placement = fleet.admit(request, avoid)
+    assert placement is not None
+    return placement
+
+
 def ask(
     request_id: str,
     tenant: str = "acme",
@@ -165,9 +174,9 @@ def test_without_an_engine_nothing_is_admitted() -> None:
 def test_requests_spread_by_what_they_are_expected_to_take() -> None:
     """A long prompt weighs as much as several short ones, from the moment it is placed."""
     fleet = make_fleet("e1", "e2")
-    long = fleet.admit(ask("long", prompt_tokens=2000)).engine_id
+    long = place(fleet, ask("long", prompt_tokens=2000)).engine_id
 
-    short = {fleet.admit(ask(f"short{number}")).engine_id for number in range(5)}
+    short = {place(fleet, ask(f"short{number}")).engine_id for number in range(5)}
 
     assert short == {"e1", "e2"} - {long}
 
@@ -175,18 +184,18 @@ def test_requests_spread_by_what_they_are_expected_to_take() -> None:
 def test_a_conversation_returns_to_its_engine() -> None:
     """The next turn goes where the last one was, unless that engine is to be avoided."""
     fleet = make_fleet("e1", "e2", "e3", "e4")
-    first = fleet.admit(ask("turn1", conversation="c")).engine_id
+    first = place(fleet, ask("turn1", conversation="c")).engine_id
 
-    assert fleet.admit(ask("turn2", conversation="c")).engine_id == first
-    assert fleet.admit(ask("turn3", conversation="c"), frozenset({first})).engine_id != first
+    assert place(fleet, ask("turn2", conversation="c")).engine_id == first
+    assert place(fleet, ask("turn3", conversation="c"), frozenset({first})).engine_id != first
 
 
 def test_admitting_a_live_request_again_moves_it() -> None:
     """A gateway that lost its engine sends the same request on; it is never on two engines."""
     fleet = make_fleet("e1", "e2")
-    first = fleet.admit(ask("r1")).engine_id
+    first = place(fleet, ask("r1")).engine_id
 
-    second = fleet.admit(ask("r1"), avoid=frozenset({first})).engine_id
+    second = place(fleet, ask("r1"), avoid=frozenset({first})).engine_id
 
     assert (engine(fleet, first)["live"], engine(fleet, second)["live"]) == (0, 1)
     assert engine(fleet, first)["load"] == 0.0
@@ -200,6 +209,7 @@ def test_moving_its_only_request_does_not_cost_a_tenant_its_turn() -> None:
     for name in ("poor", "rich"):
         fleet.admit(ask(name, name))
     on = {request.request_id: request.engine_id for request in fleet.checkpoint().requests}
+    assert on["rich"] is not None
     fleet.on_report(on["rich"], progress(1, [live("rich", "rich", done=(100, 500))]))
 
     fleet.admit(ask("poor", "poor"))
@@ -681,6 +691,7 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
         "service": 200.0,
         "prompt_tokens": 150,
         "output_tokens": 25,
+        "in_line": 0,
         "live": 3,
         "running": 2,
         "waiting": 1,

@@ -153,6 +153,7 @@ class Cluster:
         self.fleet = make_fleet(lambda: self.now_s, quantum)
         self.fleet.set_tenants({tenant: TenantShare(w) for tenant, w in weights.items()})
         self.engines = {f"e{n}": StandInEngine(f"e{n}") for n in range(num_engines)}
+        self._in_line: dict[str, tuple[StandInEngine, AdmitRequest]] = {}
         self._names = count()
         for engine in self.engines.values():
             join(self.fleet, engine)
@@ -161,8 +162,10 @@ class Cluster:
         """Top each tenant's queue on an engine up, so that more wait than can run."""
         others = frozenset(self.engines) - {engine.engine_id}
         for tenant in tenants:
-            queued = sum(work.ask.tenant == tenant for work in engine.works.values())
-            for _ in range(2 * SEATS - queued):
+            asks = [work.ask for work in engine.works.values()]
+            asks += [ask for its_engine, ask in self._in_line.values() if its_engine is engine]
+            queued = sum(ask.tenant == tenant for ask in asks)
+            for _ in range(4 * SEATS - queued):
                 ask = AdmitRequest(
                     request_id=f"r{next(self._names)}",
                     tenant=tenant,
@@ -171,7 +174,17 @@ class Cluster:
                     max_output_tokens=draw.randint(1, 40),
                     arrival_s=self.now_s,
                 )
-                engine.submit(ask, self.fleet.admit(ask, avoid=others).priority)
+                placement = self.fleet.admit(ask, avoid=others)
+                if placement is None:
+                    self._in_line[ask.request_id] = engine, ask
+                else:
+                    engine.submit(ask, placement.priority)
+        self._submit_called()
+
+    def _submit_called(self) -> None:
+        for request_id, placement in self.fleet.take_called().items():
+            engine, ask = self._in_line.pop(request_id)
+            engine.submit(ask, placement.priority)
 
     def run(self, num_steps: int) -> None:
         """Let every engine take some steps; then all report, and all learn the new ranks."""
@@ -182,6 +195,7 @@ class Cluster:
         self.now_s += 2 * LIMITS.update_s
         for engine in self.engines.values():
             engine.apply(self.fleet.priority_changes(engine.engine_id))
+        self._submit_called()
 
     def read(self, field: str) -> dict[str, float]:
         tenants: Any = self.fleet.snapshot()["tenants"]
@@ -307,6 +321,7 @@ class RandomHistory(RuleBasedStateMachine):
         self.fleet = self.new_router()
         self.engines: dict[str, StandInEngine] = {}
         self.names = count()
+        self.in_line: dict[str, AdmitRequest] = {}
         self.checkpoint: FleetCheckpoint | None = None
 
     def new_router(self) -> FleetScheduler:
@@ -319,6 +334,23 @@ class RandomHistory(RuleBasedStateMachine):
         except UnknownEngineError:
             join(self.fleet, engine)
         engine.apply(self.fleet.priority_changes(engine.engine_id))
+        self.send_called()
+
+    def send_called(self) -> None:
+        """As gateways do with places told: send the request, or give the place back."""
+        for request_id, placement in self.fleet.take_called().items():
+            ask = self.in_line.pop(request_id, None)
+            if ask is not None and placement.engine_id in self.engines:
+                self.engines[placement.engine_id].submit(ask, placement.priority)
+            else:
+                self.fleet.cancel(request_id)
+
+    def gateways_go_alone(self) -> None:
+        """As they do with what waits in line when their router has gone."""
+        for ask in self.in_line.values():
+            for engine in list(self.engines.values())[:1]:
+                engine.submit(ask, priority=0)
+        self.in_line.clear()
 
     def draw_engine(self, data: st.DataObject) -> StandInEngine:
         return self.engines[data.draw(st.sampled_from(sorted(self.engines)), label="engine")]
@@ -357,10 +389,18 @@ class RandomHistory(RuleBasedStateMachine):
     def gateway_asks(self, data: st.DataObject, fate: str) -> None:
         ask = self.new_ask(data)
         placement = self.fleet.admit(ask)
-        if fate == "sent" and placement.engine_id in self.engines:
-            self.engines[placement.engine_id].submit(ask, placement.priority)
-        elif fate == "cancelled":
+        if fate == "cancelled":
             self.fleet.cancel(ask.request_id)
+        elif fate == "sent" and placement is None:
+            self.in_line[ask.request_id] = ask
+        elif fate == "sent" and placement and placement.engine_id in self.engines:
+            self.engines[placement.engine_id].submit(ask, placement.priority)
+
+    @precondition(lambda self: self.in_line and self.engines)
+    @rule(data=st.data())
+    def gateway_takes_the_router_for_dead(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.in_line)), label="request")
+        self.draw_engine(data).submit(self.in_line.pop(request_id), priority=0)
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data())
@@ -410,12 +450,14 @@ class RandomHistory(RuleBasedStateMachine):
     @rule()
     def router_restarts(self) -> None:
         self.fleet = self.new_router()
+        self.gateways_go_alone()
         if self.checkpoint is not None:
             self.fleet.restore(self.checkpoint)
 
     @rule()
     def router_restarts_without_memory(self) -> None:
         self.fleet = self.new_router()
+        self.gateways_go_alone()
         self.checkpoint = None
 
     @rule()
@@ -456,6 +498,14 @@ class RandomHistory(RuleBasedStateMachine):
         snapshot: Any = self.fleet.snapshot()
         for engine_id, facts in snapshot["engines"].items():
             assert facts["live"] == sum(request.engine_id == engine_id for request in requests)
+
+    @invariant()
+    def nobody_waits_for_an_idle_engine(self) -> None:
+        """Whoever is in line, no engine of the fleet is without requests."""
+        self.send_called()
+        snapshot: Any = self.fleet.snapshot()
+        is_any_idle = any(facts["live"] == 0 for facts in snapshot["engines"].values())
+        assert not (is_any_idle and snapshot["totals"]["in_line"])
 
     @invariant()
     def nobody_has_credit(self) -> None:

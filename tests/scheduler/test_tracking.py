@@ -3,7 +3,7 @@
 from scheduler.tracking import RequestTable, TrackedRequest
 
 
-def make_request(request_id: str, engine_id: str = "e") -> TrackedRequest:
+def make_request(request_id: str, engine_id: str | None = "e") -> TrackedRequest:
     return TrackedRequest(
         request_id=request_id,
         tenant="acme",
@@ -21,12 +21,12 @@ def test_an_engines_load_is_the_sum_of_its_requests() -> None:
     one, two = make_request("r1"), make_request("r2")
     for request, load_units in ((one, 0.1), (two, 0.2)):
         table.add(request)
-        table.set_load(request, load_units)
+        table.set_outlook(request, load_units=load_units, output_left=5.0)
 
-    assert table.load("e") == 0.1 + 0.2
+    assert (table.load("e"), table.most_tokens("e"), table.num_on("e")) == (0.1 + 0.2, 30.0, 2)
     table.remove(one)
     table.remove(two)
-    assert table.load("e") == 0.0
+    assert (table.load("e"), table.most_tokens("e"), table.num_on("e")) == (0.0, 0.0, 0)
     assert list(table.on_engine("e")) == []
 
 
@@ -41,3 +41,16 @@ def test_requests_of_which_no_sign_came_in_time_are_overdue() -> None:
     table.remove(requests[1])
 
     assert table.overdue(now_s=2.5) == [requests[2]]
+
+
+def test_a_request_that_is_placed_takes_its_load_along() -> None:
+    """What waits for an engine weighs on none, and weighs on its engine from its place on."""
+    table = RequestTable()
+    waiting = make_request("r1", engine_id=None)
+    table.add(waiting)
+    table.set_outlook(waiting, load_units=7.0, output_left=5.0)
+    assert table.load("e") == 0.0
+
+    table.place(waiting, "e")
+
+    assert (table.load("e"), table.most_tokens("e"), waiting.engine_id) == (7.0, 15.0, "e")
