@@ -27,6 +27,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit
+from deployments.prefixes import fingerprints
 from ops.metrics.request_metrics import RequestMeter, RequestMetrics
 from scheduler.admission import AdmitRequest
 
@@ -156,6 +157,7 @@ class FleetClient(EngineCoreClient):
                 prompt_tokens=len(request.prompt_token_ids or ()),
                 max_output_tokens=(params.max_tokens or 0) if params else 0,
                 arrival_s=request.arrival_time,
+                prefixes=fingerprints(_tenant_salt(caller.tenant), request.prompt_token_ids or ()),
             )
         )
 
