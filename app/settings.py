@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.tenants_file import TenantName, Weight
+from scheduler.errors import PolicyImportError, UnknownPolicyError
+from scheduler.policies.catalogue import POLICIES, PolicyOptions, policy_factory
 
 DEMO_MODEL = "demo"
 
@@ -47,7 +49,13 @@ class TenantSettings(_Settings):
 class FairnessSettings(_Settings):
     """How the fleet shares its engines between tenants."""
 
-    policy: Literal["vtc"] = "vtc"
+    policy: str = Field(
+        default="vtc",
+        description=f"Who runs next: {', '.join(POLICIES)}, or module:Class (docs/policies.md).",
+    )
+    policy_args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of a policy named as module:Class."
+    )
     input_weight: float = Field(
         default=1.0, gt=0, le=1000, description="Service of one prompt token."
     )
@@ -61,12 +69,33 @@ class FairnessSettings(_Settings):
         description="Service units two tenants may differ by before their order changes: smaller "
         "is fairer at each moment, larger switches less.",
     )
+    batch_lag: float = Field(
+        default=8192.0,
+        ge=0,
+        le=1e9,
+        description="Service units that interactive work may get ahead of batch work.",
+    )
     update_s: float = Field(
         default=0.1,
         ge=0.01,
         le=60,
         description="Seconds between two computations of all priorities.",
     )
+
+    @model_validator(mode="after")
+    def _policy_can_be_made(self) -> "FairnessSettings":
+        if self.policy_args and ":" not in self.policy:
+            raise ValueError(
+                f"policy_args are for a policy named as module:Class; {self.policy} has none"
+            )
+        try:
+            policy_factory(self.policy, self.policy_options())
+        except (UnknownPolicyError, PolicyImportError) as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def policy_options(self) -> PolicyOptions:
+        return PolicyOptions(quantum=self.quantum, batch_lag=self.batch_lag, own=self.policy_args)
 
 
 class AppArgs(_Settings):

@@ -119,13 +119,17 @@ def test_a_file_that_cannot_be_read_is_explained(path: Path, tmp_path: Path) -> 
         (
             {"fairness": {"polcy": "vtc"}},
             (
-                "args.fairness.polcy: there is no such setting; allowed are input_weight, "
-                "output_weight, policy, quantum, update_s"
+                "args.fairness.polcy: there is no such setting; allowed are batch_lag, "
+                "input_weight, output_weight, policy, policy_args, quantum, update_s"
             ),
         ),
         (
             {"tenants": {"acme": {"wieght": 2}}},
             "args.tenants.acme.wieght: there is no such setting; allowed are weight",
+        ),
+        (
+            {"fairness": {"policy": "lottery"}},
+            "args.fairness: there is no policy 'lottery'; there are vtc, ",
         ),
         ({"replicas": 0}, "args.replicas: input should be greater than or equal to 1 (given: 0)"),
         ({"device": "gpu"}, "args.device: input should be 'auto', 'cpu' or 'cuda' (given: 'gpu')"),
