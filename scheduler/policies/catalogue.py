@@ -12,12 +12,16 @@ from functools import partial
 from typing import Any
 
 from scheduler.errors import PolicyImportError, UnknownPolicyError
+from scheduler.policies.deadline import Deadline, LatencyTargets
+from scheduler.policies.fair_user import FairUser
 from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.policy import Policy, PolicyFactory
+from scheduler.policies.program_fcfs import ProgramFirstComeFirstServed
 from scheduler.policies.static import StaticPriority
+from scheduler.policies.trace import TracePriorities
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShares
+from scheduler.shares import ServiceClass, TenantShares
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class PolicyOptions:
 
     quantum: float  # service units
     batch_lag: float  # service units
+    targets: Mapping[ServiceClass, LatencyTargets]
+    slack_quantum_s: float
+    update_frequency: float  # per engine step
+    seed: str
     own: Mapping[str, Any] = field(default_factory=dict)  # for a policy with an import path
 
 
@@ -33,8 +41,15 @@ POLICIES: Mapping[str, Callable[[PolicyOptions], PolicyFactory]] = {
     "vtc": lambda options: partial(
         VirtualTokenCounter, quantum=options.quantum, batch_lag=options.batch_lag
     ),
+    "deadline": lambda options: partial(
+        Deadline, targets=options.targets, slack_quantum_s=options.slack_quantum_s
+    ),
+    "fair-user": lambda options: partial(FairUser, quantum=options.quantum),
     "fcfs": lambda _: FirstComeFirstServed,
+    "program-fcfs": lambda _: ProgramFirstComeFirstServed,
     "static": lambda _: StaticPriority,
+    "random": lambda options: _trace("random", options),
+    "markov": lambda options: _trace("markov", options),
 }
 
 _METHODS = sorted(name for name in vars(Policy) if not name.startswith("_") and name != "name")
@@ -57,6 +72,15 @@ def policy_factory(name: str, options: PolicyOptions) -> PolicyFactory:
     except Exception as error:
         raise PolicyImportError(name, f"cannot be made: {error}") from error
     return factory
+
+
+def _trace(pattern: str, options: PolicyOptions) -> PolicyFactory:
+    return partial(
+        TracePriorities,
+        pattern=pattern,
+        seed=options.seed,
+        update_frequency=options.update_frequency,
+    )
 
 
 def _policy_class(path: str) -> Callable[..., Policy]:
