@@ -56,6 +56,7 @@ class _Promise:
     due_s: float
     tbt_s: float
     renewal_s: float  # from a missed deadline to the first renewed one
+    prompt_left: int
     computed_tokens: int = 0  # of its prompt, since the last ranking
     is_measured: bool = False  # it has been prefilling since the last ranking
 
@@ -84,6 +85,7 @@ class Deadline(BasePolicy):
         self._now_s = 0.0
         self._prefilling: dict[_Promise, None] = {}
         self._prefill_s = self._prefill_tokens = 0.0  # of whole intervals spent in a prefill
+        self._prefill_token_s = 0.0
 
     def arrive(self, request: TrackedRequest) -> None:
         promise = self._promises[id(request)] = self._promised(request)
@@ -91,8 +93,9 @@ class Deadline(BasePolicy):
 
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
         promise = self._promises[id(request)]
+        promise.prompt_left = request.prompt_left
         promise.computed_tokens += tokens.prompt
-        if request.prompt_left:
+        if promise.prompt_left:
             self._prefilling[promise] = None
         if tokens.output:
             promise.due_s += promise.tbt_s * tokens.output
@@ -105,8 +108,8 @@ class Deadline(BasePolicy):
     def rerank(self, now_s: float, num_steps: int) -> None:
         self._measure_prefills(now_s - self._now_s)
         self._now_s = now_s
-        promises = self._promises.values()
-        self._groups.update({promise: self._slack_s(promise) for promise in promises})
+        slack_s = self._slack_s
+        self._groups.update({promise: slack_s(promise) for promise in self._promises.values()})
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         ranks, promises = self._groups.ranks, self._promises
@@ -118,13 +121,11 @@ class Deadline(BasePolicy):
         ttft_s = targets.ttft_s if wishes.ttft_s is None else wishes.ttft_s
         tbt_s = targets.tbt_s if wishes.tbt_s is None else wishes.tbt_s
         due_s = request.admitted_s + ttft_s + tbt_s * request.output_done
-        return _Promise(request, due_s, tbt_s, renewal_s=targets.ttft_s)
+        return _Promise(request, due_s, tbt_s, targets.ttft_s, request.prompt_left)
 
     def _slack_s(self, promise: _Promise) -> float:
         """Seconds until the request has to run to be in time, by its latest deadline."""
-        slack_s = promise.due_s - self._now_s
-        if promise.request.prompt_left and self._prefill_tokens:
-            slack_s -= promise.request.prompt_left * self._prefill_s / self._prefill_tokens
+        slack_s = promise.due_s - self._now_s - promise.prompt_left * self._prefill_token_s
         if slack_s >= 0:
             return slack_s
         late_s = -slack_s - promise.grace_s
@@ -142,13 +143,15 @@ class Deadline(BasePolicy):
             tokens = sum(promise.computed_tokens for promise in whole)
             self._prefill_s = _KEPT * self._prefill_s + interval_s * len(whole)
             self._prefill_tokens = _KEPT * self._prefill_tokens + tokens
+        if self._prefill_tokens:
+            self._prefill_token_s = self._prefill_s / self._prefill_tokens
         for promise in self._prefilling:
             promise.is_measured, promise.computed_tokens = _is_prefilling(promise), 0
         self._prefilling = dict.fromkeys(measured)
 
 
 def _is_prefilling(promise: _Promise) -> bool:
-    return promise.request.is_running and promise.request.prompt_left > 0
+    return promise.request.is_running and promise.prompt_left > 0
 
 
 def _next_renewal_s(late_s: float, renewal_s: float) -> float:

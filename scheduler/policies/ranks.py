@@ -23,7 +23,6 @@ wait for costs nothing on top, since it only keeps apart who may be apart.
 
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping
-from operator import itemgetter
 from typing import Generic, TypeVar
 
 Owner = TypeVar("Owner", bound=Hashable)
@@ -51,7 +50,8 @@ class RankGroups(Generic[Owner]):
         self._ranks, self._firsts = {}, []
         group_before: int | None = None
         reach_old = reach_new = 0.0  # the highest counter the group at hand takes in
-        for owner, counter in sorted(counters.items(), key=itemgetter(1)):
+        for owner in sorted(counters, key=counters.__getitem__):
+            counter = counters[owner]
             rank_before = before.get(owner)
             reach = reach_old if rank_before == group_before else reach_new
             if not self._firsts or counter > reach:
