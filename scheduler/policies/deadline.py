@@ -3,41 +3,44 @@
 Owns when a token is due and what becomes of a request that is late. Targets are set per class,
 and a request may wish for others. The first token is due one TTFT after admission and each
 further one a TBT later, so a request that is ahead of its reader makes room for one that is not;
-slack is the time until then, less the time that computing the rest of the prompt is expected to
-take. After the slack of FlowPrefill (arXiv:2602.16603) and the token deadlines of FairBatching
+slack is the time until then, less what a first token is expected to take (``first_token``). After
+the slack of FlowPrefill (arXiv:2602.16603) and the token deadlines of FairBatching
 (arXiv:2510.14392).
 
 Those who are late. Least slack first alone goes wrong as soon as not everybody can be on time:
-whoever is latest goes first, so that all are served late and none in time. So a request whose
-first token will be late, or whose stream has fallen back by more than ``GRACE_TOKENS`` tokens,
-has its deadline renewed: once its class's TTFT later, then after twice that, four times and so on.
-Meanwhile those who can still make it go first. A request that was late has its turn at the front
-whenever a renewed deadline comes near, and there, among equals, goes before all that arrived after
-it: so it gets its turn at the latest when its wait has doubled. Doubled, because turns that came at
-even distances would in a lasting overload fill the front with those who are late anyway.
-A token that comes too late after all starts the request's timeline anew: a stream that was
-starved is owed no rush.
+whoever is latest goes first, so that all are served late and none in time. So a request that
+waits and whose first token will be late, or that has begun and is late by more than
+``GRACE_TOKENS`` tokens, stands as one of its class that has just come: behind those who can still
+make it, before streams that are further ahead of their readers. There it would stay for ever in a
+lasting overload. So one in ``LATE_PLACES`` of the places in which requests run, and at least one,
+is for those who have waited longer than their class may: first come, first served. Each has its
+turn once those before it have had theirs, on a tenth of what the fleet can do at worst. A token
+that comes too late after all starts the request's timeline anew: a stream that was starved is
+owed no rush.
 
-So wishing for the impossible brings nothing: such a request is late at once and stands with those
-who are, by its class's targets. No shares are kept here: a tenant that sends more gets more.
+So wishing for the impossible brings nothing: such a request is late at once, and then stands with
+those who are, by its class and its arrival. No shares are kept here: a tenant that sends more
+gets more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log2
+from heapq import nsmallest
+from math import inf
 
 from scheduler.ledger import Tokens
 from scheduler.policies.base import BasePolicy
 from scheduler.policies.classes import class_of
+from scheduler.policies.first_token import FirstTokenTimes
 from scheduler.policies.ranks import RankGroups
 from scheduler.service import ServiceWeights
 from scheduler.shares import ServiceClass, TenantShares
 from scheduler.tracking import TrackedRequest
 
 GRACE_TOKENS = 5
-"""How many tokens a stream may be late before its deadline is renewed: engines outrun readers,
-so it catches up, and reports tell of tokens some at a time."""
-_KEPT = 0.9  # of what was measured of prefills before, at each ranking that adds to it
+"""How many tokens one that has begun may be late before its deadline is renewed: engines outrun
+readers, so it catches up, and reports tell of tokens some at a time."""
+LATE_PLACES = 10  # of so many places in which requests run, one is for those who are late
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,14 @@ class _Promise:
     request: TrackedRequest
     due_s: float
     tbt_s: float
-    renewal_s: float  # from a missed deadline to the first renewed one
+    late_slack_s: float  # what it is taken to have where it is late
     prompt_left: int
-    computed_tokens: int = 0  # of its prompt, since the last ranking
-    is_measured: bool = False  # it has been prefilling since the last ranking
+    has_answered: bool  # its first token is out
 
     @property
     def grace_s(self) -> float:
-        return GRACE_TOKENS * self.tbt_s if self.request.output_done else 0.0
+        has_begun = self.has_answered or self.request.is_running
+        return GRACE_TOKENS * self.tbt_s if has_begun else 0.0
 
 
 class Deadline(BasePolicy):
@@ -82,34 +85,43 @@ class Deadline(BasePolicy):
         self._targets = targets
         self._promises: dict[int, _Promise] = {}  # by the live request's identity
         self._groups = RankGroups[_Promise](slack_quantum_s)
+        self._first_tokens = FirstTokenTimes()
         self._now_s = 0.0
-        self._prefilling: dict[_Promise, None] = {}
-        self._prefill_s = self._prefill_tokens = 0.0  # of whole intervals spent in a prefill
-        self._prefill_token_s = 0.0
 
     def arrive(self, request: TrackedRequest) -> None:
         promise = self._promises[id(request)] = self._promised(request)
-        self._groups.insert(promise, self._slack_s(promise))
+        slack_s = self._slack_s(promise)
+        self._groups.insert(promise, promise.late_slack_s if slack_s < 0 else slack_s)
+
+    def start(self, request: TrackedRequest) -> None:
+        self._first_tokens.start(request)
 
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
+        self._first_tokens.progress(request, tokens)
         promise = self._promises[id(request)]
         promise.prompt_left = request.prompt_left
-        promise.computed_tokens += tokens.prompt
-        if promise.prompt_left:
-            self._prefilling[promise] = None
         if tokens.output:
+            promise.has_answered = True
             promise.due_s += promise.tbt_s * tokens.output
             if promise.due_s + promise.grace_s < self._now_s:
                 promise.due_s = self._now_s + promise.tbt_s
 
     def depart(self, request: TrackedRequest) -> None:
-        self._prefilling.pop(self._promises.pop(id(request)), None)
+        del self._promises[id(request)]
+        self._first_tokens.forget(request)
 
     def rerank(self, now_s: float, num_steps: int) -> None:
-        self._measure_prefills(now_s - self._now_s)
         self._now_s = now_s
+        self._first_tokens.rank(now_s)
         slack_s = self._slack_s
-        self._groups.update({promise: slack_s(promise) for promise in self._promises.values()})
+        slacks = {promise: slack_s(promise) for promise in self._promises.values()}
+        negative = (promise for promise, slack_s in slacks.items() if slack_s < 0)
+        late = [promise for promise in negative if slacks[promise] < -promise.grace_s]
+        for promise in late:
+            slacks[promise] = promise.late_slack_s
+        for promise in self._in_turn(late):
+            slacks[promise] = -inf
+        self._groups.update(slacks)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         ranks, promises = self._groups.ranks, self._promises
@@ -120,41 +132,36 @@ class Deadline(BasePolicy):
         wishes = request.wishes
         ttft_s = targets.ttft_s if wishes.ttft_s is None else wishes.ttft_s
         tbt_s = targets.tbt_s if wishes.tbt_s is None else wishes.tbt_s
-        due_s = request.admitted_s + ttft_s + tbt_s * request.output_done
-        return _Promise(request, due_s, tbt_s, targets.ttft_s, request.prompt_left)
+        return _Promise(
+            request,
+            due_s=request.admitted_s + ttft_s + tbt_s * request.output_done,
+            tbt_s=tbt_s,
+            late_slack_s=targets.ttft_s,
+            prompt_left=request.prompt_left,
+            has_answered=request.output_done > 0,
+        )
 
     def _slack_s(self, promise: _Promise) -> float:
-        """Seconds until the request has to run to be in time, by its latest deadline."""
-        slack_s = promise.due_s - self._now_s - promise.prompt_left * self._prefill_token_s
-        if slack_s >= 0:
+        """Seconds until the request has to run to be in time; below 0, how late it will be."""
+        slack_s = promise.due_s - self._now_s
+        if promise.has_answered:
             return slack_s
-        late_s = -slack_s - promise.grace_s
-        return slack_s if late_s <= 0 else _next_renewal_s(late_s, promise.renewal_s) - late_s
+        first_tokens = self._first_tokens
+        prompt_s = promise.prompt_left * first_tokens.prompt_token_s
+        return slack_s - prompt_s - first_tokens.besides_s
 
-    def _measure_prefills(self, interval_s: float) -> None:
-        """Learn how fast prompts are computed, from requests that did nothing else meanwhile.
+    def _in_turn(self, late: Sequence[_Promise]) -> Sequence[_Promise]:
+        """Those of the late that have the places kept for them: whoever came first.
 
-        Prompts that begin or end within the interval say nothing: how much of it they took is
-        not known. Where all do, prompts take less than an interval and count as taking no time.
+        Late is here by what the class promises: a wish for less makes nobody's turn come sooner.
         """
-        measured = [promise for promise in self._prefilling if _is_prefilling(promise)]
-        whole = [promise for promise in measured if promise.is_measured]
-        if whole:
-            tokens = sum(promise.computed_tokens for promise in whole)
-            self._prefill_s = _KEPT * self._prefill_s + interval_s * len(whole)
-            self._prefill_tokens = _KEPT * self._prefill_tokens + tokens
-        if self._prefill_tokens:
-            self._prefill_token_s = self._prefill_s / self._prefill_tokens
-        for promise in self._prefilling:
-            promise.is_measured, promise.computed_tokens = _is_prefilling(promise), 0
-        self._prefilling = dict.fromkeys(measured)
-
-
-def _is_prefilling(promise: _Promise) -> bool:
-    return promise.request.is_running and promise.prompt_left > 0
-
-
-def _next_renewal_s(late_s: float, renewal_s: float) -> float:
-    """How late a request is at its next renewed deadline: 1, 1 + 2, 1 + 2 + 4 ... renewals."""
-    num_renewals = ceil(log2(late_s / renewal_s + 1))
-    return renewal_s * (2**num_renewals - 1)
+        overdue = [
+            promise
+            for promise in late
+            if promise.request.admitted_s + promise.late_slack_s <= self._now_s
+        ]
+        if not overdue:
+            return ()
+        num_running = sum(promise.request.is_running for promise in self._promises.values())
+        num_places = max(1, num_running // LATE_PLACES)
+        return nsmallest(num_places, overdue, key=lambda promise: promise.request.admitted_s)

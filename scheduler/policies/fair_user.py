@@ -49,7 +49,7 @@ class _TimelineState(msgspec.Struct, array_like=True, frozen=True):
     tenants: dict[str, tuple[float, float]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _User:
     """One tenant. ``finish`` is that of the last of its requests."""
 
@@ -164,17 +164,18 @@ class FairUser(BasePolicy):
         return msgspec.msgpack.encode(_TimelineState(self._virtual, tenants))
 
     def load(self, state: bytes) -> None:
-        """Take up the timeline where it stood; live requests keep their order on it."""
+        """Take up the timeline where it stood; live requests keep their places on it."""
         saved = msgspec.msgpack.decode(state, type=_TimelineState)
-        self._virtual += saved.virtual
-        for tag in self._tags.values():
-            tag.finish += saved.virtual
-        for user in self._active.values():
-            user.finish += saved.virtual
+        self._virtual = saved.virtual
+        shifts = dict.fromkeys(self._active.values(), saved.virtual)
         for tenant, (finish, output_tokens) in saved.tenants.items():
             user = self._active.get(tenant) or self._user(tenant)
-            user.finish = max(user.finish, finish)
+            shifts[user] = finish - user.finish
             user.output_tokens = output_tokens
+        for user, shift in shifts.items():
+            user.finish += shift
+        for tag in self._tags.values():
+            tag.finish += shifts[tag.user]
 
     def _predicted_units(self, request: TrackedRequest, user: _User) -> float:
         """Service that the request is expected to take from now on."""
