@@ -12,6 +12,7 @@ from scheduler.ledger import Tokens
 from scheduler.tracking import TrackedRequest
 
 _KEPT = 0.9  # of what was measured before, at each measurement that adds to it
+_LONGEST_INTERVAL_S = 1.0  # beyond it the clock has jumped, or it tells nothing of a token
 
 
 @dataclass(slots=True)
@@ -54,6 +55,9 @@ class FirstTokenTimes:
     def rank(self, now_s: float) -> None:
         """An interval is over. Whoever has been displaced in it is watched no longer."""
         self._interval_s, self._now_s = now_s - self._now_s, now_s
+        if self._interval_s > _LONGEST_INTERVAL_S:
+            self._interval_s = 0.0
+            self._watched.clear()
         self._watched = {
             key: each for key, each in self._watched.items() if each.request.is_running
         }

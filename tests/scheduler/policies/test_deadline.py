@@ -86,6 +86,19 @@ def test_a_long_prompt_is_started_earlier() -> None:
     assert long_rank < short_rank
 
 
+def test_a_clock_that_jumps_teaches_nothing() -> None:
+    """An hour in which nobody asked is not what a first token takes."""
+    policy = make_deadline()
+    [request] = arrived(policy, make_request(prompt_tokens=1000))
+    for now_s in (0.1, 0.2, 3600.0):
+        advance(policy, request, prompt=100)
+        policy.rerank(now_s, num_steps=0)
+    advance(policy, request, prompt=request.prompt_left, output=1)
+    early, later = arrived(policy, make_request(admitted_s=3599.5), make_request(admitted_s=3600.0))
+
+    assert ranks(policy, 3600.0, early, request, later) == [1, 0, 2]
+
+
 def test_prompts_that_fit_into_an_interval_are_taken_as_quick() -> None:
     """Of a prompt that began and ended between two rankings nobody knows how long it took."""
     policy = make_deadline()

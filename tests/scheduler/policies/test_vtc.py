@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from itertools import count, permutations
+from random import Random
 from types import MappingProxyType
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from app.settings import FairnessSettings
 from scheduler.admission import Wishes
 from scheduler.ledger import Tokens
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.service import ServiceWeights
 from scheduler.shares import ServiceClass, TenantShare, TenantShares
 from scheduler.tracking import TrackedRequest
+from tests.scheduler.policies.stand_in import StandInEngine, make_policy
+from tests.scheduler.policies.stand_in import make_request as waiting
 
 SERVICE = ServiceWeights(input=1.0, output=2.0)
 BATCH_LAG = 300.0
@@ -317,6 +321,72 @@ def test_a_request_that_moves_keeps_its_tenant_backlogged() -> None:
     vtc.depart(old)
 
     assert vtc.priorities([new]) == [0]
+
+
+def serve_waiting(
+    tenants: Mapping[str, TenantShare], *, quantum: float, num_steps: int, draw: Random
+) -> tuple[Mapping[str, float], float]:
+    """Counters after steps of an engine on which everybody always waits, and their largest rise."""
+    chosen = FairnessSettings(quantum=quantum, batch_lag=BATCH_LAG)
+    engine = StandInEngine(make_policy(chosen, **tenants), seats=2)
+    largest_rise = 0.0
+    for _ in range(num_steps):
+        for tenant in tenants:
+            queued = sum(request.tenant == tenant for request in engine.live)
+            for _ in range(4 - queued):
+                engine.add(waiting(tenant, prompt_tokens=draw.randint(1, 60), max_output_tokens=20))
+        before = engine.policy.counters()
+        engine.step()
+        rises = (counter - before[tenant] for tenant, counter in engine.policy.counters().items())
+        largest_rise = max(largest_rise, *rises)
+    return engine.policy.counters(), largest_rise
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tenants=st.dictionaries(
+        st.sampled_from("abcd"),
+        st.builds(
+            TenantShare,
+            weight=st.sampled_from([0.5, 1.0, 2.0]),
+            service_class=st.sampled_from(ServiceClass),
+        ),
+        min_size=2,
+    ),
+    quantum=st.sampled_from([1.0, 50.0]),
+    num_steps=st.integers(1, 300),
+    draw=st.randoms(use_true_random=False),
+)
+def test_counters_stay_within_the_bound_of_their_classes(
+    tenants: dict[str, TenantShare], quantum: float, num_steps: int, draw: Random
+) -> None:
+    """Alike: a quantum and one rise. Interactive work may get the lag further ahead, no more."""
+    counters, rise = serve_waiting(tenants, quantum=quantum, num_steps=num_steps, draw=draw)
+
+    for ahead, behind in permutations(tenants, 2):
+        classes = tenants[ahead].service_class, tenants[behind].service_class
+        is_favoured = classes == (ServiceClass.INTERACTIVE, ServiceClass.BATCH)
+        bound = quantum + rise + (BATCH_LAG if is_favoured else 0.0)
+        assert counters[ahead] - counters[behind] <= bound + 1e-6
+
+
+def test_interactive_work_goes_first_and_batch_work_gets_its_share(seed: int) -> None:
+    """A burst of the lag at first, equal shares in the long run."""
+    tenants = {
+        "talk": TenantShare(),
+        "work": TenantShare(service_class=ServiceClass.BATCH),
+    }
+
+    def difference(num_steps: int) -> tuple[float, float]:
+        counters, _ = serve_waiting(tenants, quantum=1.0, num_steps=num_steps, draw=Random(seed))
+        return counters["talk"] - counters["work"], counters["work"]
+
+    burst, work_then = difference(num_steps=10)
+    in_the_long_run, work_later = difference(num_steps=1500)
+
+    assert work_then == 0.0
+    assert burst > 0.0
+    assert work_later > 10 * BATCH_LAG > 5 * in_the_long_run
 
 
 class VtcAgainstModel(RuleBasedStateMachine):
