@@ -55,8 +55,9 @@ class Policy(Protocol):
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         """How urgent each of these live requests is.
 
-        The lowest runs first, equals in turn of arrival; only their order counts. Asked for
-        many at a time, since the fleet compares them all with what the engines were told.
+        The lowest runs first, equals in turn of arrival. None is below 0; beyond that only their
+        order counts. Asked for many at a time, since the fleet compares them all with what the
+        engines were told.
         """
 
     def counters(self) -> Mapping[str, float]:

@@ -50,6 +50,7 @@ def test_whoever_asks_is_served_in_the_end(name: str) -> None:
         )
     for _ in range(200):
         engine.step()
+        assert all(priority >= 0 for priority in engine.policy.priorities(engine.live))
 
     assert engine.live == []
 

@@ -29,13 +29,18 @@ def test_fcfs_outranks_nobody() -> None:
 
 
 def test_static_takes_the_senders_word() -> None:
-    """Priorities are those that requests came with."""
+    """Requests rank by the priorities that they came with, and equals alike."""
     policy = make_policy(FairnessSettings(policy="static"))
-    requests = [make_request(wishes=Wishes(priority=number)) for number in (5, -3, 0)]
+    requests = [make_request(wishes=Wishes(priority=number)) for number in (5, -3, 0, 5)]
     for request in requests:
         policy.arrive(request)
+    policy.rerank(now_s=0.0, num_steps=0)
+    assert policy.priorities(requests) == [2, 0, 1, 2]
 
-    assert policy.priorities(requests) == [5, -3, 0]
+    policy.depart(requests.pop(1))
+    policy.rerank(now_s=0.1, num_steps=1)
+
+    assert policy.priorities(requests) == [1, 0, 1]
 
 
 def test_a_program_keeps_the_place_of_its_first_step() -> None:
