@@ -90,7 +90,7 @@ class Deadline(BasePolicy):
 
     def arrive(self, request: TrackedRequest) -> None:
         promise = self._promises[id(request)] = self._promised(request)
-        slack_s = self._slack_s(promise)
+        slack_s = self._slacks_s([promise])[promise]
         self._groups.insert(promise, promise.late_slack_s if slack_s < 0 else slack_s)
 
     def start(self, request: TrackedRequest) -> None:
@@ -113,15 +113,14 @@ class Deadline(BasePolicy):
     def rerank(self, now_s: float, num_steps: int) -> None:
         self._now_s = now_s
         self._first_tokens.rank(now_s)
-        slack_s = self._slack_s
-        slacks = {promise: slack_s(promise) for promise in self._promises.values()}
-        negative = (promise for promise, slack_s in slacks.items() if slack_s < 0)
-        late = [promise for promise in negative if slacks[promise] < -promise.grace_s]
+        slacks_s = self._slacks_s(self._promises.values())
+        negative = (promise for promise, slack_s in slacks_s.items() if slack_s < 0)
+        late = [promise for promise in negative if slacks_s[promise] < -promise.grace_s]
         for promise in late:
-            slacks[promise] = promise.late_slack_s
+            slacks_s[promise] = promise.late_slack_s
         for promise in self._in_turn(late):
-            slacks[promise] = -inf
-        self._groups.update(slacks)
+            slacks_s[promise] = -inf
+        self._groups.update(slacks_s)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         ranks, promises = self._groups.ranks, self._promises
@@ -141,14 +140,17 @@ class Deadline(BasePolicy):
             has_answered=request.output_done > 0,
         )
 
-    def _slack_s(self, promise: _Promise) -> float:
-        """Seconds until the request has to run to be in time; below 0, how late it will be."""
-        slack_s = promise.due_s - self._now_s
-        if promise.has_answered:
-            return slack_s
-        first_tokens = self._first_tokens
-        prompt_s = promise.prompt_left * first_tokens.prompt_token_s
-        return slack_s - prompt_s - first_tokens.besides_s
+    def _slacks_s(self, promises: Iterable[_Promise]) -> dict[_Promise, float]:
+        """Seconds until each has to run to be in time; below 0, how late it will be."""
+        now_s, first_tokens = self._now_s, self._first_tokens
+        prompt_token_s, besides_s = first_tokens.prompt_token_s, first_tokens.besides_s
+        slacks_s = {}
+        for promise in promises:
+            slack_s = promise.due_s - now_s
+            if not promise.has_answered:
+                slack_s -= promise.prompt_left * prompt_token_s + besides_s
+            slacks_s[promise] = slack_s
+        return slacks_s
 
     def _in_turn(self, late: Sequence[_Promise]) -> Sequence[_Promise]:
         """Those of the late that have the places kept for them: whoever came first.
