@@ -26,7 +26,7 @@ from deployments.gateway import Gateway
 from deployments.router import Router
 from deployments.served import served, served_app
 from scheduler.fleet import FleetLimits, FleetScheduler
-from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.policies.catalogue import policy_factory
 from scheduler.service import ServiceWeights
 
 # A log line per request costs more than the request's way through the gateway.
@@ -68,7 +68,7 @@ def build(args: AppArgs) -> Application:
 def new_fleet(fairness: FairnessSettings) -> FleetScheduler:
     """The fleet scheduler these settings describe."""
     return FleetScheduler(
-        partial(VirtualTokenCounter, quantum=fairness.quantum),
+        policy_factory(fairness.policy, fairness.policy_options()),
         clock=time.monotonic,
         random=Random(),
         service=ServiceWeights(fairness.input_weight, fairness.output_weight),

@@ -11,6 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.tenants_file import TenantName, Weight
+from scheduler.errors import PolicyImportError, UnknownPolicyError
+from scheduler.policies.catalogue import POLICIES, PolicyOptions, policy_factory
+from scheduler.policies.deadline import LatencyTargets
+from scheduler.shares import ServiceClass
 
 DEMO_MODEL = "demo"
 
@@ -44,10 +48,45 @@ class TenantSettings(_Settings):
     weight: Weight = 1.0
 
 
+class InteractiveTargets(_Settings):
+    """What `deadline` promises where somebody waits for the answer."""
+
+    ttft_s: float = Field(default=1.0, ge=0.001, le=86_400, description="Time to first token.")
+    tbt_s: float = Field(default=0.2, ge=0.001, le=3600, description="Time between tokens.")
+
+
+class BatchTargets(_Settings):
+    """What `deadline` promises where nobody does."""
+
+    ttft_s: float = Field(default=60.0, ge=0.001, le=86_400, description="Time to first token.")
+    tbt_s: float = Field(default=2.0, ge=0.001, le=3600, description="Time between tokens.")
+
+
+class ClassSettings(_Settings):
+    """The service classes there are."""
+
+    interactive: InteractiveTargets = InteractiveTargets()
+    batch: BatchTargets = BatchTargets()
+
+    def targets(self) -> dict[ServiceClass, LatencyTargets]:
+        return {
+            ServiceClass.INTERACTIVE: LatencyTargets(
+                self.interactive.ttft_s, self.interactive.tbt_s
+            ),
+            ServiceClass.BATCH: LatencyTargets(self.batch.ttft_s, self.batch.tbt_s),
+        }
+
+
 class FairnessSettings(_Settings):
     """How the fleet shares its engines between tenants."""
 
-    policy: Literal["vtc"] = "vtc"
+    policy: str = Field(
+        default="vtc",
+        description=f"Who runs next: {', '.join(POLICIES)}, or module:Class (docs/policies.md).",
+    )
+    policy_args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of a policy named as module:Class."
+    )
     input_weight: float = Field(
         default=1.0, gt=0, le=1000, description="Service of one prompt token."
     )
@@ -61,12 +100,55 @@ class FairnessSettings(_Settings):
         description="Service units two tenants may differ by before their order changes: smaller "
         "is fairer at each moment, larger switches less.",
     )
+    batch_lag: float = Field(
+        default=8192.0,
+        ge=0,
+        le=1e9,
+        description="Service units that interactive work may get ahead of batch work.",
+    )
+    classes: ClassSettings = ClassSettings()
+    slack_quantum_s: float = Field(
+        default=0.25,
+        gt=0,
+        le=3600,
+        description="Seconds that two requests' slack may differ by before their order changes.",
+    )
+    update_frequency: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="Updates of `random` and `markov` per engine step.",
+    )
+    seed: int = Field(default=1, description="Of the priorities of `random` and `markov`.")
     update_s: float = Field(
         default=0.1,
         ge=0.01,
         le=60,
         description="Seconds between two computations of all priorities.",
     )
+
+    @model_validator(mode="after")
+    def _policy_can_be_made(self) -> "FairnessSettings":
+        if self.policy_args and ":" not in self.policy:
+            raise ValueError(
+                f"policy_args are for a policy named as module:Class; {self.policy} has none"
+            )
+        try:
+            policy_factory(self.policy, self.policy_options())
+        except (UnknownPolicyError, PolicyImportError) as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def policy_options(self) -> PolicyOptions:
+        return PolicyOptions(
+            quantum=self.quantum,
+            batch_lag=self.batch_lag,
+            targets=self.classes.targets(),
+            slack_quantum_s=self.slack_quantum_s,
+            update_frequency=self.update_frequency,
+            seed=str(self.seed),
+            own=self.policy_args,
+        )
 
 
 class AppArgs(_Settings):

@@ -5,6 +5,8 @@ SchedulerError
 ├── UnknownEngineError   an engine speaks that has not joined
 ├── InvalidWeightError   a tenant's weight is not a positive, finite number
 ├── InvalidQuotaError    a tenant's limit is not above 0
+├── UnknownPolicyError   no policy has that name
+├── PolicyImportError    a policy named by its import path cannot be had
 └── NotFreshError        a checkpoint meets a scheduler that is already at work
 """
 
@@ -58,6 +60,31 @@ class InvalidQuotaError(SchedulerError):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant}: {self.limit} {self.value} must be above 0"
+
+
+class UnknownPolicyError(SchedulerError):
+    """A policy is neither in the catalogue nor named by an import path."""
+
+    def __init__(self, policy: str, known: str) -> None:
+        super().__init__(policy, known)
+        self.policy, self.known = policy, known
+
+    def __str__(self) -> str:
+        return (
+            f"there is no policy {self.policy!r}; there are {self.known}, "
+            "and your own as module:Class"
+        )
+
+
+class PolicyImportError(SchedulerError):
+    """What an import path names cannot be used as a policy."""
+
+    def __init__(self, policy: str, problem: str) -> None:
+        super().__init__(policy, problem)
+        self.policy, self.problem = policy, problem
+
+    def __str__(self) -> str:
+        return f"policy {self.policy}: {self.problem}"
 
 
 class NotFreshError(SchedulerError):

@@ -100,7 +100,7 @@ class FleetScheduler:
         )
         self._engines: dict[str, JoinedEngine] = {}
         self._next_ranking_s = 0.0
-        self._steps_made = 0
+        self._num_steps = 0.0  # that an engine has made on average
 
     def set_tenants(
         self, shares: Mapping[str, TenantShare], *, default: TenantShare | None = None
@@ -188,7 +188,7 @@ class FleetScheduler:
             self._ledger.restart(engine_id)
         self._ledger.advance(engine_id, report.step)
         num_steps = engine.note(report)
-        self._steps_made += num_steps
+        self._num_steps += num_steps / len(self._engines)
         for live in report.live:
             self._on_live(engine_id, live)
         for finished in report.finished:
@@ -260,17 +260,12 @@ class FleetScheduler:
             self._output_lengths.observe(length)
         for saved in checkpoint.requests:
             request = copy(saved)
-            request.admitted_s = self._now_s()
+            request.admitted_s = self._now_s()  # the time that it was given is of another clock
             self._take_in(request)
             self._await_sign(request)
         if checkpoint.policy == self._policy.name:
             self._policy.load(checkpoint.policy_state)
         self._rank_if_due()
-
-    @property
-    def _num_steps(self) -> int:
-        """Steps that an engine has made on average since the fleet began."""
-        return self._steps_made // max(len(self._engines), 1)
 
     def _engine(self, engine_id: str) -> JoinedEngine:
         if engine_id not in self._engines:
@@ -439,6 +434,6 @@ class FleetScheduler:
         self._next_ranking_s = now_s + self._limits.update_s
         for request in self._requests.overdue(now_s):
             self._forget(request)
-        self._policy.rerank(now_s, self._num_steps)
+        self._policy.rerank(now_s, int(self._num_steps))
         self._starvation.update(now_s)
         self._line.reorder(self._priorities(self._line.requests))

@@ -1,44 +1,28 @@
 """Priorities that change all the time: who ranks where after each update, from a seed.
 
-Owns the two patterns that FastSwitch (arXiv:2411.18424) is measured with. ``random`` draws every
-conversation's level anew. ``markov`` has memory: most levels stay, and those that are served, the
-high ones, stay longer. A level depends on seed, update and conversation alone, so that all modes
-of a benchmark see the same. A lower level runs first.
+Owns the levels of a fixed set of conversations, update by update, for benchmarks that set
+priorities themselves. What the patterns are is said in ``scheduler.policies.patterns``: the
+policies of the same names follow them too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from random import Random
+from functools import partial
+from itertools import count
 
-NUM_LEVELS = 8
-_STAY_SERVED, _STAY_WAITING = 0.65, 0.4  # chances to keep a level in the better and worse half
+from scheduler.policies import patterns
 
-Pattern = Callable[[str, Sequence[str]], Iterator[list[int]]]
+Levels = Callable[[str, Sequence[str]], Iterator[list[int]]]
 
 
-def random_levels(seed: str, names: Sequence[str]) -> Iterator[list[int]]:
+def _levels(pattern: patterns.Pattern, seed: str, names: Sequence[str]) -> Iterator[list[int]]:
     """Levels of all conversations after update 0, 1, 2 ..., without end."""
-    update = 0
-    while True:
-        yield [_dice(seed, update, name).randrange(NUM_LEVELS) for name in names]
-        update += 1
+    levels: list[int | None] = [None for _ in names]
+    for update in count():
+        drawn = [pattern(seed, update, *each) for each in zip(names, levels, strict=True)]
+        yield drawn
+        levels = list(drawn)
 
 
-def markov_levels(seed: str, names: Sequence[str]) -> Iterator[list[int]]:
-    """Levels of all conversations after update 0, 1, 2 ..., without end."""
-    levels = [_dice(seed, 0, name).randrange(NUM_LEVELS) for name in names]
-    update = 0
-    while True:
-        yield list(levels)
-        update += 1
-        for index, name in enumerate(names):
-            dice = _dice(seed, update, name)
-            is_served = levels[index] < NUM_LEVELS // 2
-            if dice.random() >= (_STAY_SERVED if is_served else _STAY_WAITING):
-                levels[index] = dice.randrange(NUM_LEVELS)
-
-
-PATTERNS: Mapping[str, Pattern] = {"random": random_levels, "markov": markov_levels}
-
-
-def _dice(seed: str, update: int, name: str) -> Random:
-    return Random(f"{seed} {update} {name}")
+PATTERNS: Mapping[str, Levels] = {
+    name: partial(_levels, pattern) for name, pattern in patterns.PATTERNS.items()
+}

@@ -3,6 +3,9 @@
 The fleet tells a policy what happens to requests, in the order in which it happens; the
 policy says how urgent each live request is. A policy has no clock, no randomness and no
 engines of its own: what it needs it is given.
+
+A request is the same object from its arrival to its departure. One that moves to another
+engine arrives there, as another object under the same name, before it departs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,8 +55,9 @@ class Policy(Protocol):
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         """How urgent each of these live requests is.
 
-        Dense ranks: 0 runs first, equals in turn of arrival. Asked for many at a time, since
-        the fleet compares them all with what the engines were told.
+        The lowest runs first, equals in turn of arrival. None is below 0; beyond that only their
+        order counts. Asked for many at a time, since the fleet compares them all with what the
+        engines were told.
         """
 
     def counters(self) -> Mapping[str, float]:

@@ -11,6 +11,12 @@ the request goes. It is kept apart from the service, so giving it back can neith
 nor leave a credit, and it stays while a request is displaced: giving it back then would put
 its tenant in front again at once, and the two would displace each other for ever.
 
+Classes. Requests are ranked by tenant and class, and batch work as if its tenant's counter
+stood ``batch_lag`` higher. So who waits for an answer goes first in a burst of up to that much
+service, and from then on the two take turns: no strict order of classes, nobody starves, and in
+the long run shares follow the weights. A tenant is lifted to those of the class with which it
+comes back: to one of the other class it would owe, or be owed, the burst.
+
 The bound. Let U be the most that one counter rises between two rankings: the inputs its tenant
 starts and the tokens it is given in that time, over its weight (where a ranking covers one
 batch, VTC's ``max(w_in * longest input, w_out * tokens in the batch)``). Where engines run a
@@ -18,19 +24,21 @@ waiting request before any of a higher rank, a counter more than a quantum above
 has requests waiting there does not rise. So the counters of tenants that both wait on the same
 engines stay within ``quantum + U``, and what they receive over any interval, an input counted
 when it starts and each divided by its weight, within ``2 * (quantum + U)``. Work that is
-aborted widens this by what it gives back.
+aborted widens this by what it gives back. A tenant with interactive work waiting may get
+``batch_lag`` further ahead of one that has batch work alone, and never falls further behind it.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from scheduler.ledger import Tokens
+from scheduler.policies.classes import class_of
 from scheduler.policies.ranks import RankGroups
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShares
+from scheduler.shares import ServiceClass, TenantShares
 from scheduler.tracking import TrackedRequest
 
 
@@ -43,21 +51,35 @@ class _VtcState(msgspec.Struct, array_like=True, frozen=True):
 
 @dataclass(slots=True)
 class _Account:
-    """One tenant. ``served`` never falls below ``lifted_to``."""
+    """One tenant. ``served`` never falls below ``lifted_to``; each class it has live has a lane."""
 
     weight: float
     served: float = 0.0  # service over weight, lifts included
     lifted_to: float = 0.0
     reserved: float = 0.0  # service units
-    num_live: int = 0
+    lanes: "dict[ServiceClass, _Lane]" = field(default_factory=dict)
 
     @property
     def counter(self) -> float:
         return self.served + self.reserved / self.weight
 
 
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """The live requests of one tenant and one class: there is at least one."""
+
+    account: _Account
+    service_class: ServiceClass
+    lag: float  # by how much it ranks behind the tenant's counter
+    num_live: int = 0
+
+    @property
+    def counter(self) -> float:
+        return self.account.counter + self.lag
+
+
 class VirtualTokenCounter:
-    """Ranks tenants by counter. A tenant is backlogged while it has live requests.
+    """Ranks tenants by counter, class by class. A tenant is backlogged while it has live requests.
 
     Every account is either backlogged or idle, and an idle one has nothing reserved. Beyond
     ``max_idle_tenants`` those idle longest are forgotten. A forgotten tenant comes back as a
@@ -74,15 +96,18 @@ class VirtualTokenCounter:
         shares: TenantShares,
         *,
         quantum: float,
+        batch_lag: float = 0.0,
         max_idle_tenants: int = 10_000,
     ) -> None:
         self._service = service
         self._shares = shares
+        self._lags = {ServiceClass.INTERACTIVE: 0.0, ServiceClass.BATCH: batch_lag}
         self._max_idle_tenants = max_idle_tenants
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
         self._last_left = 0.0
-        self._groups = RankGroups(quantum)
+        self._lane_of: dict[int, _Lane] = {}  # by the live request's identity
+        self._groups = RankGroups[_Lane](quantum)
 
     def reweigh(self) -> None:
         """Price reservations and all further service by the new weights; the past stays."""
@@ -91,14 +116,20 @@ class VirtualTokenCounter:
                 account.weight = self._shares[tenant].weight
 
     def arrive(self, request: TrackedRequest) -> None:
+        service_class = class_of(request, self._shares)
         account = self._backlogged.get(request.tenant)
         if account is None:
             account = self._account(request.tenant)
-            self._lift(account)
+            self._lift(account, service_class)
             del self._idle[request.tenant]
             self._backlogged[request.tenant] = account
-            self._groups.insert(request.tenant, account.counter)
-        account.num_live += 1
+        lane = account.lanes.get(service_class)
+        if lane is None:
+            lane = _Lane(account, service_class, self._lags[service_class])
+            account.lanes[service_class] = lane
+            self._groups.insert(lane, lane.counter)
+        lane.num_live += 1
+        self._lane_of[id(request)] = lane
 
     def start(self, request: TrackedRequest) -> None:
         account = self._backlogged[request.tenant]
@@ -110,11 +141,14 @@ class VirtualTokenCounter:
         account.served += self._service.units(tokens.prompt, tokens.output) / account.weight
 
     def depart(self, request: TrackedRequest) -> None:
-        account = self._backlogged[request.tenant]
-        account.num_live -= 1
+        lane = self._lane_of.pop(id(request))
+        account = lane.account
         if request.has_started:
             account.reserved -= self._service.input * request.prompt_left
-        if account.num_live == 0:
+        lane.num_live -= 1
+        if lane.num_live == 0:
+            del account.lanes[lane.service_class]
+        if not account.lanes:
             account.reserved = 0.0  # rounding may have left a trace
             self._last_left = account.counter
             self._idle[request.tenant] = self._backlogged.pop(request.tenant)
@@ -126,13 +160,13 @@ class VirtualTokenCounter:
         account.served = max(account.lifted_to, served)
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
-        self._groups.update(
-            {tenant: account.counter for tenant, account in self._backlogged.items()}
-        )
+        accounts = self._backlogged.values()
+        lanes = [lane for account in accounts for lane in account.lanes.values()]
+        self._groups.update({lane: lane.counter for lane in lanes})
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        ranks = self._groups.ranks
-        return [ranks[request.tenant] for request in requests]
+        ranks, lane_of = self._groups.ranks, self._lane_of
+        return [ranks[lane_of[id(request)]] for request in requests]
 
     def counters(self) -> Mapping[str, float]:
         return {
@@ -164,14 +198,16 @@ class VirtualTokenCounter:
             self._forget_longest_idle()
         return account
 
-    def _lift(self, account: _Account) -> None:
-        """Bring an idle account up to the least backlogged counter.
+    def _lift(self, account: _Account, service_class: ServiceClass) -> None:
+        """Bring an idle account up to the least counter of those backlogged in its class.
 
-        With nobody backlogged, up to that of the tenant that left last. Without this a tenant
-        would come back with the service it did not ask for and starve the others. Never down.
+        With nobody there, up to the least of all; with nobody backlogged, up to that of the
+        tenant that left last. Without this a tenant would come back with the service it did not
+        ask for and starve the others. Never down.
         """
         others = self._backlogged.values()
-        floor = min((other.counter for other in others), default=self._last_left)
+        alike = [other.counter for other in others if service_class in other.lanes]
+        floor = min(alike or [other.counter for other in others], default=self._last_left)
         if floor > account.served:
             account.served = account.lifted_to = floor
 

@@ -14,6 +14,7 @@ from ray.serve._private.build_app import build_app
 from app.build import build, new_fleet
 from app.settings import AppArgs, FairnessSettings
 from scheduler.admission import AdmitRequest, EngineCapacity
+from scheduler.policies.catalogue import POLICIES
 
 
 @pytest.fixture
@@ -115,3 +116,9 @@ def test_fairness_settings_make_the_fleet() -> None:
     snapshot: Any = fleet.snapshot()
     assert snapshot["policy"] == "vtc"
     assert snapshot["engines"]["engine-a"]["load"] == 10 * 3.0 + 10 * 5.0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_setting_chooses_the_policy(policy: str) -> None:
+    """Whichever of the catalogue it is, the router's fleet ranks by it."""
+    assert new_fleet(FairnessSettings(policy=policy)).snapshot()["policy"] == policy

@@ -119,13 +119,24 @@ def test_a_file_that_cannot_be_read_is_explained(path: Path, tmp_path: Path) -> 
         (
             {"fairness": {"polcy": "vtc"}},
             (
-                "args.fairness.polcy: there is no such setting; allowed are input_weight, "
-                "output_weight, policy, quantum, update_s"
+                "args.fairness.polcy: there is no such setting; allowed are batch_lag, classes, "
+                "input_weight, output_weight, policy, policy_args, quantum, "
             ),
         ),
         (
             {"tenants": {"acme": {"wieght": 2}}},
             "args.tenants.acme.wieght: there is no such setting; allowed are weight",
+        ),
+        (
+            {"fairness": {"policy": "lottery"}},
+            "args.fairness: there is no policy 'lottery'; there are vtc, ",
+        ),
+        (
+            {"fairness": {"classes": {"urgent": {"ttft_s": 0.1}}}},
+            (
+                "args.fairness.classes.urgent: there is no such setting; allowed are batch, "
+                "interactive"
+            ),
         ),
         ({"replicas": 0}, "args.replicas: input should be greater than or equal to 1 (given: 0)"),
         ({"device": "gpu"}, "args.device: input should be 'auto', 'cpu' or 'cuda' (given: 'gpu')"),

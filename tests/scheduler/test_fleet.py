@@ -16,6 +16,7 @@ from scheduler.errors import (
     UnknownEngineError,
 )
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
@@ -467,6 +468,42 @@ def test_a_clock_that_jumps_back_does_not_stop_the_ranking() -> None:
     clock.now_s += 1.5 * UPDATE_S
 
     assert fleet.priority_changes("e1") == {"busy": 1}
+
+
+def test_a_policy_is_told_of_steps_that_never_run_back() -> None:
+    """An engine that joins has made no steps yet: that does not undo those of the others."""
+    told: list[int] = []
+
+    class Counting(FirstComeFirstServed):
+        def rerank(self, now_s: float, num_steps: int) -> None:
+            told.append(num_steps)
+
+    clock = HeldClock()
+    fleet = FleetScheduler(
+        Counting, clock=clock, random=Random(0), service=ServiceWeights(), limits=FleetLimits()
+    )
+    for engine_id, step in (("e1", 100), ("e2", 40)):
+        fleet.join(engine_id, CAPACITY)
+        fleet.on_report(engine_id, progress(0, is_full=True))
+        fleet.on_report(engine_id, progress(step))
+        clock.now_s += UPDATE_S
+        fleet.priority_changes(engine_id)
+
+    assert told == [100, 120]
+
+
+def test_restored_requests_are_timed_by_the_new_fleets_clock() -> None:
+    """When they were admitted was said by a clock that is gone."""
+    clock = HeldClock()
+    old = make_fleet("e1", clock=clock)
+    clock.now_s += 5000.0
+    old.admit(ask("r1"))
+    new = make_fleet()
+
+    new.restore(over_the_wire(old.checkpoint()))
+
+    [restored] = new.checkpoint().requests
+    assert restored.admitted_s == 0.0
 
 
 def test_new_weights_take_effect_while_requests_run() -> None:

@@ -15,12 +15,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
-from scheduler.admission import AdmitRequest, EngineCapacity
+from app.settings import FairnessSettings
+from scheduler.admission import AdmitRequest, EngineCapacity, Wishes
 from scheduler.errors import UnknownEngineError
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.ledger import Tokens
+from scheduler.policies.catalogue import POLICIES, policy_factory
+from scheduler.policies.policy import PolicyFactory
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
@@ -30,6 +39,11 @@ SERVICE = ServiceWeights(input=1.0, output=2.0)
 LIMITS = FleetLimits(update_s=0.1, unseen_timeout_s=5.0)
 SEATS = 4
 STEP_PROMPT_TOKENS = 32
+WISHES = [
+    Wishes(),
+    Wishes(priority=-1, service_class="batch", program="run"),
+    Wishes(ttft_s=0.01, tbt_s=0.01),
+]
 
 
 @dataclass(slots=True)
@@ -150,7 +164,8 @@ class Cluster:
 
     def __init__(self, num_engines: int, *, quantum: float, weights: Mapping[str, float]) -> None:
         self.now_s = 0.0
-        self.fleet = make_fleet(lambda: self.now_s, quantum)
+        make_policy = partial(VirtualTokenCounter, quantum=quantum)
+        self.fleet = make_fleet(lambda: self.now_s, make_policy)
         self.fleet.set_tenants({tenant: TenantShare(w) for tenant, w in weights.items()})
         self.engines = {f"e{n}": StandInEngine(f"e{n}") for n in range(num_engines)}
         self._in_line: dict[str, tuple[StandInEngine, AdmitRequest]] = {}
@@ -202,9 +217,9 @@ class Cluster:
         return {tenant: facts[field] for tenant, facts in tenants.items()}
 
 
-def make_fleet(clock: Callable[[], float], quantum: float) -> FleetScheduler:
+def make_fleet(clock: Callable[[], float], make_policy: PolicyFactory) -> FleetScheduler:
     return FleetScheduler(
-        partial(VirtualTokenCounter, quantum=quantum),
+        make_policy,
         clock=clock,
         random=Random(0),
         service=SERVICE,
@@ -318,6 +333,7 @@ class RandomHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self.policy = "vtc"
         self.fleet = self.new_router()
         self.engines: dict[str, StandInEngine] = {}
         self.names = count()
@@ -325,7 +341,13 @@ class RandomHistory(RuleBasedStateMachine):
         self.checkpoint: FleetCheckpoint | None = None
 
     def new_router(self) -> FleetScheduler:
-        return make_fleet(lambda: self.now_s, quantum=50.0)
+        options = FairnessSettings(quantum=50.0, batch_lag=100.0).policy_options()
+        return make_fleet(lambda: self.now_s, policy_factory(self.policy, options))
+
+    @initialize(policy=st.sampled_from(sorted(POLICIES)))
+    def policy_is_chosen(self, policy: str) -> None:
+        self.policy = policy
+        self.fleet = self.new_router()
 
     def deliver(self, engine: StandInEngine, report: EngineProgress) -> None:
         """As an engine replica does: join when the router does not know us, obey the answer."""
@@ -363,6 +385,7 @@ class RandomHistory(RuleBasedStateMachine):
             prompt_tokens=data.draw(st.integers(1, 100), label="prompt"),
             max_output_tokens=data.draw(st.integers(1, 20), label="output"),
             arrival_s=self.now_s,
+            wishes=data.draw(st.sampled_from(WISHES), label="wishes"),
         )
 
     @precondition(lambda self: len(self.engines) < 3)
@@ -519,4 +542,4 @@ def joined(fleet: FleetScheduler) -> Iterable[str]:
 
 
 TestRandomHistory = RandomHistory.TestCase
-TestRandomHistory.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestRandomHistory.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

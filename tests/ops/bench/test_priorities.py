@@ -4,7 +4,8 @@ from itertools import islice, pairwise
 
 import pytest
 
-from ops.bench.priorities import NUM_LEVELS, PATTERNS, markov_levels, random_levels
+from ops.bench.priorities import PATTERNS
+from scheduler.policies.patterns import NUM_LEVELS
 
 NAMES = [f"c{number}" for number in range(400)]
 
@@ -30,7 +31,7 @@ def test_markov_levels_stay_and_those_served_stay_longer() -> None:
     """Recently served requests are more likely to stay ahead; random ones forget at once."""
 
     def share_kept(*, is_served: bool) -> float:
-        updates = list(islice(markov_levels("1", NAMES), 20))
+        updates = list(islice(PATTERNS["markov"]("1", NAMES), 20))
         kept = [
             before == after
             for levels, following in pairwise(updates)
@@ -39,7 +40,7 @@ def test_markov_levels_stay_and_those_served_stay_longer() -> None:
         ]
         return sum(kept) / len(kept)
 
-    first, second = islice(random_levels("1", NAMES), 2)
+    first, second = islice(PATTERNS["random"]("1", NAMES), 2)
     share_by_chance = sum(a == b for a, b in zip(first, second, strict=True)) / len(NAMES)
     assert share_by_chance < 0.25
     assert 0.25 < share_kept(is_served=False) < share_kept(is_served=True)

@@ -1,44 +1,62 @@
 """The virtual token counter: charges, reservations, lifts, and what it forgets."""
 
 from collections.abc import Mapping
+from itertools import count, permutations
+from random import Random
 from types import MappingProxyType
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from app.settings import FairnessSettings
+from scheduler.admission import Wishes
 from scheduler.ledger import Tokens
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare, TenantShares
+from scheduler.shares import ServiceClass, TenantShare, TenantShares
 from scheduler.tracking import TrackedRequest
+from tests.scheduler.policies.stand_in import StandInEngine, make_policy
+from tests.scheduler.policies.stand_in import make_request as waiting
 
 SERVICE = ServiceWeights(input=1.0, output=2.0)
+BATCH_LAG = 300.0
 
 
 def make_vtc(
     weights: Mapping[str, float] = MappingProxyType({}),
     *,
     quantum: float = 0.0,
+    batch_lag: float = 0.0,
     max_idle_tenants: int = 100,
 ) -> VirtualTokenCounter:
     tenant_weights = TenantShares()
     tenant_weights.replace({tenant: TenantShare(weight) for tenant, weight in weights.items()})
     return VirtualTokenCounter(
-        SERVICE, tenant_weights, quantum=quantum, max_idle_tenants=max_idle_tenants
+        SERVICE,
+        tenant_weights,
+        quantum=quantum,
+        batch_lag=batch_lag,
+        max_idle_tenants=max_idle_tenants,
     )
 
 
-def make_request(tenant: str, prompt_tokens: int = 100) -> TrackedRequest:
+_NUMBERS = count()
+
+
+def make_request(
+    tenant: str, prompt_tokens: int = 100, *, service_class: str | None = None
+) -> TrackedRequest:
     return TrackedRequest(
-        request_id=f"of {tenant}",
+        request_id=f"of {tenant}, {next(_NUMBERS)}",
         tenant=tenant,
         conversation=None,
         engine_id="e",
         arrival_s=0.0,
         prompt_tokens=prompt_tokens,
         max_output_tokens=None,
+        wishes=Wishes(service_class=service_class),
     )
 
 
@@ -223,13 +241,161 @@ def test_saved_counters_are_the_same_after_loading(keeps_live: bool) -> None:  #
     assert new.counters() == old.counters()
 
 
+# --- classes --------------------------------------------------------------------------------
+
+
+def test_batch_work_ranks_as_if_it_had_been_served_more() -> None:
+    """Interactive work of a tenant that is ahead by less than the lag still goes first."""
+    vtc = make_vtc(quantum=10.0, batch_lag=100.0)
+    batch = make_request("behind", prompt_tokens=0, service_class="batch")
+    vtc.arrive(batch)
+    [interactive] = backlogged(vtc, ahead=40)
+    vtc.rerank(now_s=1.0, num_steps=0)
+    assert vtc.priorities([interactive, batch]) == [0, 1]
+
+    advance(vtc, interactive, 0, 20)
+    vtc.rerank(now_s=2.0, num_steps=0)
+
+    assert vtc.priorities([interactive, batch]) == [1, 0]
+
+
+def test_a_tenant_has_work_of_both_classes() -> None:
+    """Both are charged to the one counter, and each request ranks by its own class."""
+    vtc = make_vtc(batch_lag=100.0)
+    talk, work = make_request("acme"), make_request("acme", service_class="batch")
+    for request in (talk, work):
+        vtc.arrive(request)
+        start(vtc, request)
+    vtc.rerank(now_s=1.0, num_steps=0)
+
+    assert vtc.priorities([talk, work]) == [0, 1]
+    assert vtc.counters() == {"acme": 200.0}
+
+
+def test_a_tenant_of_class_batch_cannot_call_itself_interactive() -> None:
+    """A request lowers itself or stays what its tenant is."""
+    shares = TenantShares()
+    shares.replace({"batch": TenantShare(service_class=ServiceClass.BATCH)})
+    vtc = VirtualTokenCounter(SERVICE, shares, quantum=10.0, batch_lag=100.0)
+    bold, plain = make_request("batch", service_class="interactive"), make_request("other")
+    for request in (bold, plain):
+        vtc.arrive(request)
+    vtc.rerank(now_s=1.0, num_steps=0)
+
+    assert vtc.priorities([bold, plain]) == [1, 0]
+
+
+def test_a_tenant_is_lifted_to_those_of_its_class() -> None:
+    """A second interactive tenant begins level with the first, whose burst may be spent."""
+    vtc = make_vtc(batch_lag=1000.0)
+    vtc.arrive(make_request("batch", service_class="batch"))
+    backlogged(vtc, first=400)
+
+    vtc.arrive(make_request("second"))
+    vtc.arrive(make_request("more batch", service_class="batch"))
+
+    assert vtc.counters() == {"batch": 0.0, "first": 800.0, "second": 800.0, "more batch": 0.0}
+
+
+def test_a_class_new_to_the_fleet_is_lifted_to_the_other() -> None:
+    """Batch work that comes upon interactive work lets it have its burst first."""
+    vtc = make_vtc(quantum=10.0, batch_lag=100.0)
+    [interactive] = backlogged(vtc, interactive=500)
+    batch = make_request("batch", service_class="batch")
+
+    vtc.arrive(batch)
+    vtc.rerank(now_s=1.0, num_steps=0)
+
+    assert vtc.counters()["batch"] == 1000.0
+    assert vtc.priorities([interactive, batch]) == [0, 1]
+
+
+def test_a_request_that_moves_keeps_its_tenant_backlogged() -> None:
+    """It arrives at its new engine before it departs from the old one, under the same name."""
+    vtc = make_vtc()
+    old = make_request("acme")
+    new = make_request("acme")
+    new.request_id = old.request_id
+    vtc.arrive(old)
+    vtc.arrive(new)
+    vtc.depart(old)
+
+    assert vtc.priorities([new]) == [0]
+
+
+def serve_waiting(
+    tenants: Mapping[str, TenantShare], *, quantum: float, num_steps: int, draw: Random
+) -> tuple[Mapping[str, float], float]:
+    """Counters after steps of an engine on which everybody always waits, and their largest rise."""
+    chosen = FairnessSettings(quantum=quantum, batch_lag=BATCH_LAG)
+    engine = StandInEngine(make_policy(chosen, **tenants), seats=2)
+    largest_rise = 0.0
+    for _ in range(num_steps):
+        for tenant in tenants:
+            queued = sum(request.tenant == tenant for request in engine.live)
+            for _ in range(4 - queued):
+                engine.add(waiting(tenant, prompt_tokens=draw.randint(1, 60), max_output_tokens=20))
+        before = engine.policy.counters()
+        engine.step()
+        rises = (counter - before[tenant] for tenant, counter in engine.policy.counters().items())
+        largest_rise = max(largest_rise, *rises)
+    return engine.policy.counters(), largest_rise
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tenants=st.dictionaries(
+        st.sampled_from("abcd"),
+        st.builds(
+            TenantShare,
+            weight=st.sampled_from([0.5, 1.0, 2.0]),
+            service_class=st.sampled_from(ServiceClass),
+        ),
+        min_size=2,
+    ),
+    quantum=st.sampled_from([1.0, 50.0]),
+    num_steps=st.integers(1, 300),
+    draw=st.randoms(use_true_random=False),
+)
+def test_counters_stay_within_the_bound_of_their_classes(
+    tenants: dict[str, TenantShare], quantum: float, num_steps: int, draw: Random
+) -> None:
+    """Alike: a quantum and one rise. Interactive work may get the lag further ahead, no more."""
+    counters, rise = serve_waiting(tenants, quantum=quantum, num_steps=num_steps, draw=draw)
+
+    for ahead, behind in permutations(tenants, 2):
+        classes = tenants[ahead].service_class, tenants[behind].service_class
+        is_favoured = classes == (ServiceClass.INTERACTIVE, ServiceClass.BATCH)
+        bound = quantum + rise + (BATCH_LAG if is_favoured else 0.0)
+        assert counters[ahead] - counters[behind] <= bound + 1e-6
+
+
+def test_interactive_work_goes_first_and_batch_work_gets_its_share(seed: int) -> None:
+    """A burst of the lag at first, equal shares in the long run."""
+    tenants = {
+        "talk": TenantShare(),
+        "work": TenantShare(service_class=ServiceClass.BATCH),
+    }
+
+    def difference(num_steps: int) -> tuple[float, float]:
+        counters, _ = serve_waiting(tenants, quantum=1.0, num_steps=num_steps, draw=Random(seed))
+        return counters["talk"] - counters["work"], counters["work"]
+
+    burst, work_then = difference(num_steps=10)
+    in_the_long_run, work_later = difference(num_steps=1500)
+
+    assert work_then == 0.0
+    assert burst > 0.0
+    assert work_later > 10 * BATCH_LAG > 5 * in_the_long_run
+
+
 class VtcAgainstModel(RuleBasedStateMachine):
     """Random histories, checked against counters worked out the plain way."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weights = {"a": 1.0, "b": 2.0, "c": 0.5, "d": 1.0}
-        self.vtc = make_vtc(self.weights)
+        self.vtc = make_vtc(self.weights, quantum=20.0, batch_lag=BATCH_LAG)
         self.requests: list[TrackedRequest] = []
         self.charged = dict.fromkeys(self.weights, 0.0)  # lifts included
         self.lifted_to = dict.fromkeys(self.weights, 0.0)
@@ -247,15 +413,25 @@ class VtcAgainstModel(RuleBasedStateMachine):
         ]
         return SERVICE.input * sum(left) / self.weights[tenant]
 
-    @rule(tenant=st.sampled_from("abcd"), prompt_tokens=st.integers(0, 1000))
-    def arrive(self, tenant: str, prompt_tokens: int) -> None:
+    @rule(
+        tenant=st.sampled_from("abcd"),
+        prompt_tokens=st.integers(0, 1000),
+        service_class=st.sampled_from([None, "batch"]),
+    )
+    def arrive(self, tenant: str, prompt_tokens: int, service_class: str | None) -> None:
         backlogged = {request.tenant for request in self.requests}
+        alike = {
+            request.tenant
+            for request in self.requests
+            if request.wishes.service_class == service_class
+        }
         if tenant not in backlogged:
             counters = self.expected()
-            floor = min((counters[other] for other in backlogged), default=self.last_left)
+            floors = (counters[other] for other in alike or backlogged)
+            floor = min(floors, default=self.last_left)
             if floor > self.charged[tenant]:
                 self.charged[tenant] = self.lifted_to[tenant] = floor
-        request = make_request(tenant, prompt_tokens)
+        request = make_request(tenant, prompt_tokens, service_class=service_class)
         self.vtc.arrive(request)
         self.requests.append(request)
 
@@ -289,6 +465,22 @@ class VtcAgainstModel(RuleBasedStateMachine):
         counters = self.vtc.counters()
         for tenant, expected in self.expected().items():
             assert counters.get(tenant, 0.0) == pytest.approx(expected, abs=1e-6)
+
+    @invariant()
+    def ranks_follow_counters_and_classes(self) -> None:
+        """Whoever is more than a quantum behind the other, its lag included, goes first."""
+        self.vtc.rerank(now_s=0.0, num_steps=0)
+        ranks = self.vtc.priorities(self.requests)
+        counters = self.expected()
+        places = [
+            counters[request.tenant] + (BATCH_LAG if request.wishes.service_class else 0.0)
+            for request in self.requests
+        ]
+        for (rank, place), (other_rank, other_place) in permutations(
+            zip(ranks, places, strict=True), 2
+        ):
+            if place + 20.0 + 1e-6 < other_place:
+                assert rank < other_rank
 
     @invariant()
     def nobody_has_credit(self) -> None:
