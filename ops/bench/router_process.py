@@ -1,0 +1,120 @@
+"""A fleet scheduler in a process of its own, as in the router, with its calls timed.
+
+Owns the process and its timers. The load lives in the caller's process, so that neither its
+memory nor its garbage is counted as the router's; what crosses is encoded as it is from gateways
+and engines, and decoded here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
+from random import Random
+from time import perf_counter
+from typing import TypeVar
+
+import msgspec
+import psutil
+
+from app.build import new_fleet
+from app.settings import FairnessSettings
+from deployments.messages import Admit, Report, Request, request_decoder
+from deployments.steady_heap import settle_heap
+from ops.bench.memory import MIB
+from ops.bench.router_times import RouterTimes
+from scheduler.admission import EngineCapacity, Placement
+
+Call = TypeVar("Call", bound=Request)
+
+
+class TimedFleet:
+    """The fleet that the settings' defaults describe. Its clock stands still between rounds."""
+
+    def __init__(self, seed: str) -> None:
+        settle_heap()  # as the router does
+        settings = FairnessSettings()
+        self._update_s = settings.update_s
+        self._clock_s = 0.0
+        self._fleet = new_fleet(settings, clock=lambda: self._clock_s, random=Random(seed))
+        self._empty_bytes = _rss_bytes()
+        self._engine_ids: list[str] = []
+        self._times = RouterTimes()
+
+    def join(self, engine_id: str, capacity: EngineCapacity, report: bytes) -> None:
+        self._fleet.join(engine_id, capacity)
+        self._fleet.on_report(engine_id, _decode(report, Report).progress)
+        self._engine_ids.append(engine_id)
+
+    def admit(self, messages: Sequence[bytes]) -> list[Placement]:
+        placements = []
+        for message in messages:
+            request = _decode(message, Admit).request
+            began_s = perf_counter()
+            placements.append(self._fleet.admit(request))
+            self._times.admissions_s.append(perf_counter() - began_s)
+        return placements
+
+    def pass_by(self, messages: Sequence[bytes]) -> None:
+        """Requests that came and went before anybody measured: what is left are memories."""
+        for message in messages:
+            request = _decode(message, Admit).request
+            self._fleet.admit(request)
+            self._fleet.cancel(request.request_id)
+
+    def update(self, reports: Sequence[bytes]) -> Mapping[str, Mapping[str, int]]:
+        """An update period passes: all engines report, then all priorities are found anew."""
+        for message in reports:
+            self._take_report(message)
+        self._clock_s += self._update_s
+        began_s = perf_counter()
+        changes = {
+            engine_id: self._fleet.priority_changes(engine_id) for engine_id in self._engine_ids
+        }
+        self._times.reranks_s.append(perf_counter() - began_s)
+        return changes
+
+    def checkpoint(self) -> None:
+        """What engines are given to keep for the next router, made and thrown away."""
+        began_s = perf_counter()
+        msgspec.msgpack.encode(self._fleet.checkpoint())
+        self._times.checkpoints_s.append(perf_counter() - began_s)
+
+    def take_times(self) -> RouterTimes:
+        """What was timed since the last call."""
+        times, self._times = self._times, RouterTimes()
+        return times
+
+    def rss_mb(self) -> float:
+        """MiB that this process holds above what it held when its fleet was empty."""
+        return (_rss_bytes() - self._empty_bytes) / MIB
+
+    def _take_report(self, message: bytes) -> None:
+        began_s = perf_counter()
+        report = _decode(message, Report)
+        self._fleet.on_report(report.engine_id, report.progress)
+        self._times.reports_s.append(perf_counter() - began_s)
+
+
+@contextmanager
+def timed_fleet(seed: str) -> Iterator[TimedFleet]:
+    """A fleet in a new process that ends on leaving."""
+    manager = _Manager(ctx=get_context("spawn"))
+    with manager:
+        yield manager.TimedFleet(seed)  # type: ignore[attr-defined]  # made by `register`
+
+
+class _Manager(BaseManager):
+    """Starts the process and carries calls to it."""
+
+
+_Manager.register("TimedFleet", TimedFleet)
+
+
+def _decode(message: bytes, kind: type[Call]) -> Call:
+    decoded = request_decoder.decode(message)
+    assert isinstance(decoded, kind)
+    return decoded
+
+
+def _rss_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
