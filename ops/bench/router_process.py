@@ -5,12 +5,13 @@ memory nor its garbage is counted as the router's; what crosses is encoded as it
 and engines, and decoded here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from random import Random
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TypeVar
 
 import msgspec
@@ -21,10 +22,11 @@ from app.settings import FairnessSettings
 from deployments.messages import Admit, Report, Request, request_decoder
 from deployments.steady_heap import settle_heap
 from ops.bench.memory import MIB
-from ops.bench.router_times import RouterTimes
+from ops.bench.router_times import RouterTimes, Took
 from scheduler.admission import EngineCapacity, Placement
 
 Call = TypeVar("Call", bound=Request)
+Result = TypeVar("Result")
 
 
 class TimedFleet:
@@ -49,9 +51,8 @@ class TimedFleet:
         placements = []
         for message in messages:
             request = _decode(message, Admit).request
-            began_s = perf_counter()
-            placements.append(self._fleet.admit(request))
-            self._times.admissions_s.append(perf_counter() - began_s)
+            admit = partial(self._fleet.admit, request)
+            placements.append(_timed(admit, self._times.admissions))
         return placements
 
     def pass_by(self, messages: Sequence[bytes]) -> None:
@@ -64,20 +65,13 @@ class TimedFleet:
     def update(self, reports: Sequence[bytes]) -> Mapping[str, Mapping[str, int]]:
         """An update period passes: all engines report, then all priorities are found anew."""
         for message in reports:
-            self._take_report(message)
+            _timed(partial(self._take_report, message), self._times.reports)
         self._clock_s += self._update_s
-        began_s = perf_counter()
-        changes = {
-            engine_id: self._fleet.priority_changes(engine_id) for engine_id in self._engine_ids
-        }
-        self._times.reranks_s.append(perf_counter() - began_s)
-        return changes
+        return _timed(self._rerank, self._times.reranks)
 
     def checkpoint(self) -> None:
         """What engines are given to keep for the next router, made and thrown away."""
-        began_s = perf_counter()
-        msgspec.msgpack.encode(self._fleet.checkpoint())
-        self._times.checkpoints_s.append(perf_counter() - began_s)
+        _timed(lambda: msgspec.msgpack.encode(self._fleet.checkpoint()), self._times.checkpoints)
 
     def take_times(self) -> RouterTimes:
         """What was timed since the last call."""
@@ -89,10 +83,14 @@ class TimedFleet:
         return (_rss_bytes() - self._empty_bytes) / MIB
 
     def _take_report(self, message: bytes) -> None:
-        began_s = perf_counter()
         report = _decode(message, Report)
         self._fleet.on_report(report.engine_id, report.progress)
-        self._times.reports_s.append(perf_counter() - began_s)
+
+    def _rerank(self) -> Mapping[str, Mapping[str, int]]:
+        # The first engine's turn is when all are ranked.
+        return {
+            engine_id: self._fleet.priority_changes(engine_id) for engine_id in self._engine_ids
+        }
 
 
 @contextmanager
@@ -114,6 +112,13 @@ def _decode(message: bytes, kind: type[Call]) -> Call:
     decoded = request_decoder.decode(message)
     assert isinstance(decoded, kind)
     return decoded
+
+
+def _timed(call: Callable[[], Result], kept: list[Took]) -> Result:
+    wall_s, cpu_s = perf_counter(), thread_time()
+    result = call()
+    kept.append(Took(perf_counter() - wall_s, thread_time() - cpu_s))
+    return result
 
 
 def _rss_bytes() -> int:

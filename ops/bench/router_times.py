@@ -1,6 +1,7 @@
 """What `bench router` measures, of which fleet. Plain data, so that --help loads no Ray."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +18,21 @@ class FleetSize:
         )
 
 
+class Took(NamedTuple):
+    """One call. Processor time leaves out what the machine's other processes took meanwhile."""
+
+    wall_s: float
+    cpu_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class RouterTimes:
-    """Seconds of each call of its kind."""
+    """How long each call of its kind took."""
 
-    reranks_s: list[float] = field(default_factory=list)
-    admissions_s: list[float] = field(default_factory=list)
-    reports_s: list[float] = field(default_factory=list)
-    checkpoints_s: list[float] = field(default_factory=list)
+    reranks: list[Took] = field(default_factory=list)
+    admissions: list[Took] = field(default_factory=list)
+    reports: list[Took] = field(default_factory=list)
+    checkpoints: list[Took] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

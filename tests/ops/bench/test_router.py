@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ops.bench import router
 from ops.bench.router import summarise, table
-from ops.bench.router_times import FleetSize, RouterTimes, RouterTrial
+from ops.bench.router_times import FleetSize, RouterTimes, RouterTrial, Took
 from ops.bench.router_trials import run_trial
 
 CONTRACT_KEYS = {"live_requests", "tenants", "engines", "rerank_ms", "admit_us", "rss_mb"}
@@ -23,16 +23,18 @@ def parse(*arguments: str) -> Namespace:
 def test_times_are_told_in_their_units_with_a_tail() -> None:
     """Milliseconds where the whole fleet is looked at, microseconds for one request or report."""
     times = RouterTimes(
-        reranks_s=[0.002] * 98 + [0.005] * 2,
-        admissions_s=[30e-6] * 98 + [150e-6] * 2,
-        reports_s=[300e-6] * 100,
-        checkpoints_s=[0.02],
+        reranks=[Took(0.002, 0.001)] * 98 + [Took(0.005, 0.001)] * 2,
+        admissions=[Took(30e-6, 20e-6)] * 98 + [Took(150e-6, 60e-6)] * 2,
+        reports=[Took(300e-6, 200e-6)] * 100,
+        checkpoints=[Took(0.02, 0.01)],
     )
 
     keys = summarise(RouterTrial(FleetSize(100, 10, 2), times, rss_mb=12.34, changes=[5]))
 
     assert keys["rerank_ms"] == {"p50": 2.0, "p99": 5.0}
     assert keys["admit_us"] == {"p50": 30.0, "p99": 150.0}
+    assert keys["cpu"]["rerank_ms"] == {"p50": 1.0, "p99": 1.0}
+    assert keys["cpu"]["admit_us"] == {"p50": 20.0, "p99": 60.0}
     assert keys["report_us"]["p50"] == 300.0
     assert keys["checkpoint_ms"]["p99"] == 20.0
     assert (keys["live_requests"], keys["tenants"], keys["engines"]) == (100, 10, 2)
@@ -49,10 +51,11 @@ def test_a_trial_times_every_update_and_every_report() -> None:
     """In another process; as many requests are live at its end as were at its start."""
     trial = run_trial(FleetSize(live_requests=40, tenants=8, engines=2), rounds=60, seed="0")
 
-    assert (len(trial.times.reranks_s), len(trial.times.reports_s)) == (60, 2 * 60)
-    assert len(trial.times.checkpoints_s) == 60 / 5
-    assert len(trial.times.admissions_s) > 10  # who has ended has made way
-    assert min(trial.times.reranks_s + trial.times.admissions_s + trial.times.reports_s) > 0
+    times = trial.times
+    assert (len(times.reranks), len(times.reports)) == (60, 2 * 60)
+    assert len(times.checkpoints) == 60 / 5
+    assert len(times.admissions) > 10  # who has ended has made way
+    assert min(took.cpu_s for took in times.reranks + times.admissions + times.reports) > 0
     assert max(trial.changes) > 0
 
 
