@@ -16,7 +16,7 @@ from rich.text import Text
 
 from app.top_rates import EngineRates, Rates, Standing, TenantRates, others
 
-MIN_BAR, MAX_BAR = 6, 30  # columns
+MIN_BAR = 6  # columns
 FIXED_LINES = 9  # two of the header, for each table an empty one and two of its head, the caption
 MAX_ENGINES = 10
 
@@ -45,7 +45,7 @@ class Bar:
         yield bar
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(MIN_BAR, min(MAX_BAR, options.max_width))
+        return Measurement(MIN_BAR, options.max_width)
 
     def _columns(self, value: float, width: int) -> int:
         return min(width, round(value / self.scale * width)) if self.scale else 0
@@ -101,7 +101,6 @@ def _tenants(tenants: Sequence[TenantRates], width: int, max_rows: int) -> Table
         return Bar(one.share, scale, _COLOURS[one.standing], mark=one.entitled_share)
 
     shown = [*named, others(rest)] if rest else named
-    has_rejected = any(one.rejected_per_s for one in shown)
     columns: list[_Column[TenantRates]] = [
         _Column("tenant", lambda one: one.tenant, justify="left"),
         _Column("share", lambda one: Text(f"{one.share:.1%}", _COLOURS[one.standing])),
@@ -113,10 +112,11 @@ def _tenants(tenants: Sequence[TenantRates], width: int, max_rows: int) -> Table
         _Column("tok/s", lambda one: f"{one.output_tok_s:,.0f}", 70),
         _Column("weight", lambda one: f"{one.weight:g}", 80),
         _Column("service", lambda one: _short(one.service), 90),
-        _Column("class", lambda one: one.service_class or "", 110, "left"),
     ]
-    if has_rejected:
+    if any(one.rejected_per_s for one in shown):
         columns.append(_Column("429/s", lambda one: f"{one.rejected_per_s:.1f}", 90))
+    if any(one.service_class for one in shown):
+        columns.append(_Column("class", lambda one: one.service_class or "", 110, "left"))
     return _table(columns, shown, width)
 
 
