@@ -7,11 +7,12 @@ end and new ones come, in conversations, a few tenants with many and many with f
 
 Inside the timers: `rerank`, what one update period takes besides reports, that is ranking all
 tenants anew and comparing every live request of every engine with what its engine was told;
-`admit`, choosing an engine and a priority for one request; `report`, decoding one engine's report
-of a tenth of a second and taking it in; `checkpoint`, all that a new router would need, encoded.
-Not inside: the messages' way, decoding an admission, the engines. There is no baseline: the
-targets are 10 ms for `rerank` and 200 us for `admit` (p99), and `growth`, the same at a tenth of
-the size, says what they would be at another.
+`admit`, choosing an engine and a priority for one request, or its place in line where no engine
+has room; `report`, decoding one engine's report of a tenth of a second, taking it in and calling
+up those in line for whom it made room; `checkpoint`, all that a new router needs, encoded. Not
+inside: the messages' way, decoding an admission, the engines. There is no baseline: the targets
+are 10 ms for `rerank` and 200 us for `admit` (p99), and `growth`, the same at a tenth of the size,
+says what they would be at another.
 
 Keys of the JSON beside CONTRACT.md's: `report_us{p50,p99}` and `checkpoint_ms{p50,p99}`; `cpu`, the
 four times again as processor time, which other processes on the machine do not lengthen;

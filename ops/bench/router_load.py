@@ -12,6 +12,7 @@ from random import Random
 import msgspec
 
 from deployments.messages import Admit, Report
+from deployments.prefixes import LONGEST_TOKENS, SHORTEST_TOKENS
 from ops.bench.workload import Span
 from scheduler.admission import AdmitRequest
 from scheduler.progress import ProgressTracker, Standing
@@ -21,7 +22,6 @@ MAX_NUM_SEQS = 64
 STEPS_PER_ROUND = 4  # a tenth of a second of decoding
 PREFILL_TOKENS = 2048  # of one request in one round
 PROMPT, OUTPUT = Span(64, 4096), Span(32, 512)
-PREFIX_TOKENS = 512  # a fingerprint each
 FOLLOW_UP_SHARE = 0.7  # of requests that go on with a conversation whose last turn has ended
 BLOCK_TOKENS, BLOCKS_TOTAL = 16, 32_768
 # What each tenant has had of each engine before the router came: all of it is in its books.
@@ -85,7 +85,7 @@ class Arrivals:
         self._num_requests += 1
         added_tokens = self._random.randint(PROMPT.low, PROMPT.high)
         prompt_tokens = history_tokens + added_tokens
-        num_new = prompt_tokens // PREFIX_TOKENS - len(prefixes)
+        num_new = _num_fingerprints(prompt_tokens) - len(prefixes)
         request = AdmitRequest(
             request_id=f"cmpl-{self._random.getrandbits(128):032x}",
             tenant=tenant,
@@ -96,6 +96,11 @@ class Arrivals:
             prefixes=prefixes + [self._random.getrandbits(63) for _ in range(num_new)],
         )
         return Turn(request, self._random.randint(OUTPUT.low, OUTPUT.high))
+
+
+def _num_fingerprints(prompt_tokens: int) -> int:
+    """Of doubling lengths, as gateways make them."""
+    return (min(prompt_tokens, LONGEST_TOKENS) // SHORTEST_TOKENS).bit_length()
 
 
 @dataclass(slots=True)

@@ -25,6 +25,9 @@ from ops.bench.memory import MIB
 from ops.bench.router_times import RouterTimes, Took
 from scheduler.admission import EngineCapacity, Placement
 
+# By engine and request, by request.
+Orders = Mapping[str, Mapping[str, int]]
+Placements = Mapping[str, Placement]
 Call = TypeVar("Call", bound=Request)
 Result = TypeVar("Result")
 
@@ -47,12 +50,15 @@ class TimedFleet:
         self._fleet.on_report(engine_id, _decode(report, Report).progress)
         self._engine_ids.append(engine_id)
 
-    def admit(self, messages: Sequence[bytes]) -> list[Placement]:
-        placements = []
+    def admit(self, messages: Sequence[bytes]) -> Placements:
+        """Who has a place now, of these requests and of those in line."""
+        placements = {}
         for message in messages:
             request = _decode(message, Admit).request
-            admit = partial(self._fleet.admit, request)
-            placements.append(_timed(admit, self._times.admissions))
+            place = _timed(partial(self._fleet.admit, request), self._times.admissions)
+            if place is not None:
+                placements[request.request_id] = place
+            placements.update(self._fleet.take_called())
         return placements
 
     def pass_by(self, messages: Sequence[bytes]) -> None:
@@ -62,12 +68,13 @@ class TimedFleet:
             self._fleet.admit(request)
             self._fleet.cancel(request.request_id)
 
-    def update(self, reports: Sequence[bytes]) -> Mapping[str, Mapping[str, int]]:
+    def update(self, reports: Sequence[bytes]) -> tuple[Orders, Placements]:
         """An update period passes: all engines report, then all priorities are found anew."""
+        placements: dict[str, Placement] = {}
         for message in reports:
-            _timed(partial(self._take_report, message), self._times.reports)
+            placements |= _timed(partial(self._take_report, message), self._times.reports)
         self._clock_s += self._update_s
-        return _timed(self._rerank, self._times.reranks)
+        return _timed(self._rerank, self._times.reranks), placements | self._fleet.take_called()
 
     def checkpoint(self) -> None:
         """What engines are given to keep for the next router, made and thrown away."""
@@ -82,11 +89,12 @@ class TimedFleet:
         """MiB that this process holds above what it held when its fleet was empty."""
         return (_rss_bytes() - self._empty_bytes) / MIB
 
-    def _take_report(self, message: bytes) -> None:
+    def _take_report(self, message: bytes) -> Placements:
         report = _decode(message, Report)
         self._fleet.on_report(report.engine_id, report.progress)
+        return self._fleet.take_called()
 
-    def _rerank(self) -> Mapping[str, Mapping[str, int]]:
+    def _rerank(self) -> Orders:
         # The first engine's turn is when all are ranked.
         return {
             engine_id: self._fleet.priority_changes(engine_id) for engine_id in self._engine_ids

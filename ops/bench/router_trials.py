@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from ops.bench.router_load import BLOCK_TOKENS, BLOCKS_TOTAL, Arrivals, StandInEngine, Turn
-from ops.bench.router_process import TimedFleet, timed_fleet
+from ops.bench.router_process import Placements, TimedFleet, timed_fleet
 from ops.bench.router_times import FleetSize, RouterTrial
 from scheduler.admission import EngineCapacity
 
@@ -41,6 +41,7 @@ class _Crowd:
         self._fleet = fleet
         self._arrivals = Arrivals(seed, size.tenants)
         self._engines: dict[str, StandInEngine] = {}
+        self._in_line: dict[str, Turn] = {}
         for number in range(size.engines):
             self._join(StandInEngine(f"engine-{number:08x}", self._arrivals.tenants))
         self._remember(size.live_requests * PAST_CONVERSATIONS)
@@ -51,9 +52,11 @@ class _Crowd:
         ended = [turn for engine in self._engines.values() for turn in engine.run()]
         for turn in ended:
             self._arrivals.ended(turn.request)
-        orders = self._fleet.update([engine.report() for engine in self._engines.values()])
+        reports = [engine.report() for engine in self._engines.values()]
+        orders, placements = self._fleet.update(reports)
         for engine_id, priorities in orders.items():
             self._engines[engine_id].obey(priorities)
+        self._place(placements)
         self._send(self._arrivals.next() for _ in ended)
         return sum(map(len, orders.values()))
 
@@ -76,6 +79,10 @@ class _Crowd:
     def _send(self, turns: Iterable[Turn]) -> None:
         turns = iter(turns)
         while batch := list(islice(turns, BATCH)):
-            placements = self._fleet.admit([turn.message for turn in batch])
-            for turn, placement in zip(batch, placements, strict=True):
-                self._engines[placement.engine_id].take(turn, placement.priority)
+            self._in_line.update((turn.request.request_id, turn) for turn in batch)
+            self._place(self._fleet.admit([turn.message for turn in batch]))
+
+    def _place(self, placements: Placements) -> None:
+        for request_id, place in placements.items():
+            turn = self._in_line.pop(request_id)
+            self._engines[place.engine_id].take(turn, place.priority)
