@@ -8,6 +8,7 @@ plain classes; this is the one place where they are wrapped.
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -65,14 +66,18 @@ def build(args: AppArgs) -> Application:
     )
 
 
-def new_fleet(fairness: FairnessSettings) -> FleetScheduler:
+def new_fleet(
+    fairness: FairnessSettings,
+    clock: Callable[[], float] = time.monotonic,
+    random: Random | None = None,
+) -> FleetScheduler:
     """The fleet scheduler these settings describe."""
     return FleetScheduler(
         policy_factory(fairness.policy, fairness.policy_options()),
-        clock=time.monotonic,
-        random=Random(),
+        clock=clock,
+        random=random or Random(),
         service=ServiceWeights(fairness.input_weight, fairness.output_weight),
-        limits=FleetLimits(update_s=fairness.update_s),
+        limits=FleetLimits(update_s=fairness.update_s, max_wait_s=fairness.max_wait_s),
     )
 
 

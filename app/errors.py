@@ -17,6 +17,8 @@ AppError
 ├── RayStartError          Ray could not be started here
 ├── DeployFailedError      Serve could not bring the application up
 ├── ServiceLostError       the application was up, stopped serving and was not mended
+├── ServiceAwayError       a running service was asked and did not answer
+├── ServiceRefusesError    what answered is no service of ours, or wants a key
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
 └── WrongVersionError      an installed package is not the one this code is written for
 
@@ -216,3 +218,25 @@ class ServiceLostError(AppError):
 
     def __str__(self) -> str:
         return f"the application has not served for {self.lost_s:.0f} s: {self.problem}"
+
+
+class ServiceAwayError(AppError):
+    """A service that should be running does not answer now; it may the next time."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return f"{self.url} is away: {self.reason}"
+
+
+class ServiceRefusesError(AppError):
+    """What answers at an address will not say what it was asked, now or later."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return f"{self.url} cannot be watched: {self.reason}"

@@ -126,6 +126,13 @@ class FairnessSettings(_Settings):
         le=60,
         description="Seconds between two computations of all priorities.",
     )
+    max_wait_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=1e9,
+        description="Seconds after which a tenant's longest waiting request runs before all others, "
+        "however low its rank.",
+    )
 
     @model_validator(mode="after")
     def _policy_can_be_made(self) -> "FairnessSettings":

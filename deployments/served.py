@@ -10,6 +10,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from deployments.replica_port import keep_replica_port_to_node
+from deployments.steady_heap import settle_heap
 
 
 class Startable(Protocol):
@@ -28,6 +29,7 @@ def served(cls: Any) -> type:
             keep_replica_port_to_node()
             super().__init__(**settings)
             await self.start()
+            settle_heap()
 
         async def __del__(self) -> None:
             await self.stop()

@@ -7,6 +7,7 @@ is decided elsewhere.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from sys import intern
 
 import msgspec
 
@@ -148,6 +149,9 @@ class RequestTable:
     def add(self, request: TrackedRequest) -> None:
         """Take in a request whose name is not in use."""
         assert request.request_id not in self._requests
+        # One string per tenant, not per request: a pass over all requests reads each one's, and
+        # from memory that is seldom in the cache.
+        request.tenant = intern(request.tenant)
         self._requests[request.request_id] = request
         self._share(request.engine_id).add(request)
 

@@ -45,6 +45,7 @@ COMMANDS = (
     Command("demo-model", "app.cli.demo_model", "write the small demo model; needs no download"),
     Command("doctor", "app.cli.doctor", "check this machine and say what to fix"),
     Command("keys", "app.cli.keys", "make, list and revoke tenants' API keys"),
+    Command("top", "app.cli.top", "watch a running service: tenants, shares, engines, swaps"),
     Command("bench", "app.cli.bench", "measure this machine against plain vLLM"),
 )
 

@@ -1,5 +1,6 @@
 """Plain deployment classes as Serve replicas: started when constructed, stopped when deleted."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,16 @@ async def test_a_replica_lives_from_its_construction_to_its_deletion() -> None:
 
     await delete(replica, Plain)
     assert events == ["started", "stopped"]
+
+
+async def test_what_a_replica_has_loaded_is_no_longer_walked_for_garbage() -> None:
+    """Once it has started, collections look at what comes later."""
+    gc.unfreeze()
+    replica = await constructed(served(Plain), events=[])
+    assert gc.get_freeze_count() > 0
+
+    gc.unfreeze()
+    await delete(replica, Plain)
 
 
 async def test_a_replica_that_cannot_start_says_why() -> None:
