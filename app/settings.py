@@ -130,7 +130,7 @@ class FairnessSettings(_Settings):
         default=60.0,
         ge=1,
         le=1e9,
-        description="Seconds after which a tenant's longest waiting request runs before all others, "
+        description="Seconds after which the longest waiting request of a tenant runs first, "
         "however low its rank.",
     )
 
