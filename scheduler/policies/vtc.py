@@ -36,6 +36,7 @@ import msgspec
 
 from scheduler.ledger import Tokens
 from scheduler.policies.classes import class_of
+from scheduler.policies.least import LeastCounter
 from scheduler.policies.ranks import RankGroups
 from scheduler.service import ServiceWeights
 from scheduler.shares import ServiceClass, TenantShares
@@ -78,6 +79,11 @@ class _Lane:
         return self.account.counter + self.lag
 
 
+def _level(lane: _Lane) -> float | None:
+    """Where a lane's tenant stands among others of its class, while it has requests there."""
+    return lane.account.counter if lane.num_live else None
+
+
 class VirtualTokenCounter:
     """Ranks tenants by counter, class by class. A tenant is backlogged while it has live requests.
 
@@ -108,12 +114,14 @@ class VirtualTokenCounter:
         self._last_left = 0.0
         self._lane_of: dict[int, _Lane] = {}  # by the live request's identity
         self._groups = RankGroups[_Lane](quantum)
+        self._least = {each: LeastCounter(_level) for each in ServiceClass}
 
     def reweigh(self) -> None:
         """Price reservations and all further service by the new weights; the past stays."""
         for accounts in (self._backlogged, self._idle):
             for tenant, account in accounts.items():
                 account.weight = self._shares[tenant].weight
+        self._renew_least()
 
     def arrive(self, request: TrackedRequest) -> None:
         service_class = class_of(request, self._shares)
@@ -129,6 +137,8 @@ class VirtualTokenCounter:
             account.lanes[service_class] = lane
             self._groups.insert(lane, lane.counter)
         lane.num_live += 1
+        if lane.num_live == 1:
+            self._least[service_class].note(lane)
         self._lane_of[id(request)] = lane
 
     def start(self, request: TrackedRequest) -> None:
@@ -153,15 +163,19 @@ class VirtualTokenCounter:
             self._last_left = account.counter
             self._idle[request.tenant] = self._backlogged.pop(request.tenant)
             self._forget_longest_idle()
+        elif request.has_started and request.prompt_left:
+            self._note_fall(account)
 
     def settle(self, tenant: str, tokens: Tokens) -> None:
         account = self._backlogged.get(tenant) or self._account(tenant)
         served = account.served + self._service.units(tokens.prompt, tokens.output) / account.weight
         account.served = max(account.lifted_to, served)
+        self._note_fall(account)
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
         accounts = self._backlogged.values()
         lanes = [lane for account in accounts for lane in account.lanes.values()]
+        self._renew_least()  # rounding makes counters fall by a trace that nobody noted
         self._groups.update({lane: lane.counter for lane in lanes})
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
@@ -189,6 +203,7 @@ class VirtualTokenCounter:
         for tenant, (served, lifted_to) in saved.tenants.items():
             account = self._backlogged.get(tenant) or self._account(tenant)
             account.served, account.lifted_to = served, lifted_to
+        self._renew_least()
 
     def _account(self, tenant: str) -> _Account:
         """The account of a tenant that is idle, opened if it is not known."""
@@ -205,11 +220,22 @@ class VirtualTokenCounter:
         tenant that left last. Without this a tenant would come back with the service it did not
         ask for and starve the others. Never down.
         """
-        others = self._backlogged.values()
-        alike = [other.counter for other in others if service_class in other.lanes]
-        floor = min(alike or [other.counter for other in others], default=self._last_left)
+        floor = self._least[service_class].least()
+        if floor is None:
+            counters = (each.least() for each in self._least.values())
+            floor = min((one for one in counters if one is not None), default=self._last_left)
         if floor > account.served:
             account.served = account.lifted_to = floor
+
+    def _note_fall(self, account: _Account) -> None:
+        """An account's counter may have fallen."""
+        for lane in account.lanes.values():
+            self._least[lane.service_class].note(lane)
+
+    def _renew_least(self) -> None:
+        for service_class, least in self._least.items():
+            lanes = (account.lanes.get(service_class) for account in self._backlogged.values())
+            least.renew(lane for lane in lanes if lane is not None)
 
     def _forget_longest_idle(self) -> None:
         while len(self._idle) > self._max_idle_tenants:
