@@ -5,8 +5,11 @@ SchedulerError
 ├── UnknownEngineError   an engine speaks that has not joined
 ├── InvalidWeightError   a tenant's weight is not a positive, finite number
 ├── InvalidQuotaError    a tenant's limit is not above 0
+├── QuotaExceededError   a request would take its tenant past a limit of its own
 └── NotFreshError        a checkpoint meets a scheduler that is already at work
 """
+
+from math import ceil
 
 
 class SchedulerError(Exception):
@@ -58,6 +61,35 @@ class InvalidQuotaError(SchedulerError):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant}: {self.limit} {self.value} must be above 0"
+
+
+class QuotaExceededError(SchedulerError):
+    """A request would take its tenant past one of the tenant's own limits."""
+
+    def __init__(
+        self, tenant: str, limit: str, most: int, wanted: int, retry_after_s: float
+    ) -> None:
+        """``wanted`` is what the request alone may take of the limit."""
+        super().__init__(tenant, limit, most, wanted, retry_after_s)
+        self.tenant, self.limit, self.most, self.wanted = tenant, limit, most, wanted
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether the request is past the limit all by itself, whenever it comes."""
+        return self.wanted > self.most
+
+    def __str__(self) -> str:
+        if self.is_for_good:
+            return (
+                f"tenant {self.tenant}: this request alone may take {self.wanted} tokens, prompt "
+                f"and output together, and {self.limit} is {self.most}; shorten the prompt or "
+                "lower max_tokens"
+            )
+        return (
+            f"tenant {self.tenant} has reached its {self.limit} of {self.most}; try again in "
+            f"{ceil(self.retry_after_s)} s"
+        )
 
 
 class NotFreshError(SchedulerError):
