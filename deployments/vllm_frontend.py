@@ -18,6 +18,7 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.exceptions import GracefulHTTPError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -61,6 +62,7 @@ class FleetLLM(AsyncLLM):
                 log_stats=False,
                 log_requests=False,
             )
+        self._client = client
         self._aborts: set[asyncio.Task[None]] = set()
         client.fail_request = self._fail_request
 
@@ -78,6 +80,13 @@ class FleetLLM(AsyncLLM):
             await super()._add_request(request, prompt, parent_req, index, queue)
         except BaseException:
             self.output_processor.abort_requests([request.request_id], internal=True)
+            raise
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        try:
+            super().check_admission(n, request_id)
+        except GracefulHTTPError as error:
+            self._client.note_overload(error.message)
             raise
 
     @property

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from app.engine_settings import engine_args
 from app.settings import AppArgs
 from app.tenants import open_directory
 from deployments import engine_links, fleet_view, router_link
+from deployments.admissions import AdmissionRecord
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, EngineCard, Placed, Refused
 from deployments.vllm_client import EngineLostError, FleetClient
@@ -36,6 +37,7 @@ from deployments.vllm_frontend import (
 )
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
+from scheduler.admission import Wishes
 from tests.deployments.conftest import MAX_MODEL_LEN, RunningEngine
 from tests.deployments.engine_watch import Watch
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
@@ -51,6 +53,8 @@ _indices = iter(range(1000, 2000))
 class Caller:
     tenant: str = "acme"
     conversation: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    admission: AdmissionRecord = field(default_factory=AdmissionRecord)
 
 
 class Frontend:
