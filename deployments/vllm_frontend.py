@@ -7,6 +7,7 @@ private surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
 import asyncio
+import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,22 @@ SERVED_ROUTES = frozenset(
         "/docs",
     }
 )
+
+
+STREAMING_MODULES = (
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.openai.completion.serving",
+)
+
+
+class _Refusals(logging.Filter):
+    """Refused requests, which vLLM's streams log with a traceback each as if the server had failed.
+
+    A tenant that floods past its limit would fill the disk.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not isinstance(record.exc_info[1], GracefulHTTPError)
 
 
 class FleetLLM(AsyncLLM):
@@ -146,6 +163,8 @@ def adopt_ready(vllm_config: VllmConfig, ready: bytes) -> None:
 
 async def build_api(llm: FleetLLM, args: Namespace) -> FastAPI:
     """Make vLLM's app for ``llm``, with only ``SERVED_ROUTES`` left."""
+    for module in STREAMING_MODULES:
+        logging.getLogger(module).addFilter(_Refusals())
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)

@@ -29,7 +29,13 @@ class AdmissionMiddleware:
         if scope["type"] != "http" or identity is None:
             await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, _HeldAnswer(identity.admission, scope, send).send)
+        answer = _HeldAnswer(identity.admission, scope, send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            # Some of vLLM's streams end in the refusal itself, and say no more.
+            if not await answer.refuse_if_denied():
+                raise
 
 
 class _HeldAnswer:
@@ -39,24 +45,29 @@ class _HeldAnswer:
         self._admission, self._scope, self._send = admission, scope, send
         self._held: list[Message] = []
         self._has_begun = False
-        self._is_refused = False
+        self._has_refused = False
 
     async def send(self, message: Message) -> None:
-        if self._is_refused:
-            return  # what the app says of its own error
         if self._has_begun:
             await self._send(message)
             return
-        denial = self._admission.denial
-        if denial is not None:
-            self._is_refused = True
-            await refuse(_refusal(denial), self._scope, self._send)
-            return
+        if await self.refuse_if_denied():
+            return  # what the app says of it itself
         self._held.append(message)
         if len(self._held) > 1 and (self._admission.is_decided or _is_last(message)):
             self._has_begun = True
             for held in self._held:
                 await self._send(held)
+
+    async def refuse_if_denied(self) -> bool:
+        """Answer with the refusal, once, if there is one in time; return whether there is."""
+        denial = self._admission.denial
+        if self._has_begun or denial is None:
+            return False
+        if not self._has_refused:
+            self._has_refused = True
+            await refuse(_refusal(denial), self._scope, self._send)
+        return True
 
 
 def _is_last(message: Message) -> bool:

@@ -120,6 +120,23 @@ async def test_events_from_before_the_fleets_word_are_held_back() -> None:
     assert served.text == f"{begun}data: tokendata: [DONE]"
 
 
+@pytest.mark.parametrize("denial", [PAST_LIMIT, None])
+async def test_a_stream_that_breaks_is_a_refusal_only_where_there_is_one(denial: Any) -> None:
+    """vLLM's responses API lets the error out; any other error goes on to the server."""
+
+    async def broken(admission: AdmissionRecord) -> None:
+        if denial:
+            await denied(denial)(admission)
+        raise ConnectionError
+
+    client = client_of(streaming(broken, "event: response.created"))
+    if denial:
+        assert (await client.post("/v1/responses")).status_code == 429
+    else:
+        with pytest.raises(ConnectionError):
+            await client.post("/v1/responses")
+
+
 @pytest.mark.parametrize("new_app", [streaming, answering])
 async def test_what_asks_for_nothing_is_answered(new_app: Callable[[Ask], ASGIApp]) -> None:
     """Lists of models, errors of a body: the fleet has no word in them."""
