@@ -65,13 +65,13 @@ class WeightError(UsageError):
 class LimitError(UsageError):
     """A tenant's limit is not a whole number, or would let no request in."""
 
-    def __init__(self, value: object, lowest: int, highest: int) -> None:
+    def __init__(self, value: str, lowest: int, highest: int) -> None:
         super().__init__(value, lowest, highest)
         self.value, self.lowest, self.highest = value, lowest, highest
 
     def __str__(self) -> str:
         return (
-            f"{str(self.value)[:80]!r} is not allowed: a whole number from {self.lowest} to "
+            f"{self.value!r} is not allowed: a whole number from {self.lowest} to "
             f"{self.highest}, or 'unlimited'"
         )
 

@@ -93,7 +93,7 @@ def _limit_from(lowest: int) -> BeforeValidator:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if value == UNLIMITED or (is_number and value in range(lowest, HIGHEST_LIMIT + 1)):
             return value
-        raise LimitError(value, lowest, HIGHEST_LIMIT)
+        raise LimitError(str(value)[:80], lowest, HIGHEST_LIMIT)
 
     return BeforeValidator(check)
 

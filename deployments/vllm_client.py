@@ -156,6 +156,13 @@ class FleetClient(EngineCoreClient):
         """The request in whose context this runs finds the gateway full."""
         self._current_caller().admission.deny(unavailable(message, "rejected-saturated"))
 
+    def has_denied(self) -> bool:
+        """Whether this runs for a request that the fleet does not take."""
+        try:
+            return self._current_caller().admission.denial is not None
+        except LookupError:
+            return False  # for no request at all
+
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         by_engine: defaultdict[str, list[str]] = defaultdict(list)
         for request_id in request_ids:

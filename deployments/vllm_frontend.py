@@ -52,20 +52,24 @@ SERVED_ROUTES = frozenset(
 )
 
 
-STREAMING_MODULES = (
+# Those that log a request's error, with its traceback, as if the server had failed.
+LOGGING_MODULES = (
     "vllm.entrypoints.openai.chat_completion.serving",
     "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.anthropic.serving",
 )
 
 
-class _Refusals(logging.Filter):
-    """Refused requests, which vLLM's streams log with a traceback each as if the server had failed.
+class _RefusalsLeftOut(logging.Filter):
+    """Keeps refused requests out of the log: a flood past a limit would fill the disk."""
 
-    A tenant that floods past its limit would fill the disk.
-    """
+    def __init__(self, client: FleetClient) -> None:
+        super().__init__()
+        self._client = client
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.exc_info is None or not isinstance(record.exc_info[1], GracefulHTTPError)
+        return record.exc_info is None or not self._client.has_denied()
 
 
 class FleetLLM(AsyncLLM):
@@ -79,7 +83,7 @@ class FleetLLM(AsyncLLM):
                 log_stats=False,
                 log_requests=False,
             )
-        self._client = client
+        self.client = client
         self._aborts: set[asyncio.Task[None]] = set()
         client.fail_request = self._fail_request
 
@@ -103,7 +107,7 @@ class FleetLLM(AsyncLLM):
         try:
             super().check_admission(n, request_id)
         except GracefulHTTPError as error:
-            self._client.note_overload(error.message)
+            self.client.note_overload(error.message)
             raise
 
     @property
@@ -163,8 +167,8 @@ def adopt_ready(vllm_config: VllmConfig, ready: bytes) -> None:
 
 async def build_api(llm: FleetLLM, args: Namespace) -> FastAPI:
     """Make vLLM's app for ``llm``, with only ``SERVED_ROUTES`` left."""
-    for module in STREAMING_MODULES:
-        logging.getLogger(module).addFilter(_Refusals())
+    for module in LOGGING_MODULES:
+        logging.getLogger(module).addFilter(_RefusalsLeftOut(llm.client))
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)

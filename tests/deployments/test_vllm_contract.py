@@ -51,8 +51,8 @@ from deployments.engine_order import EXCHANGE, HEARTBEAT
 from deployments.vllm_client import FleetClient
 from deployments.vllm_engine import ListeningEngineCore, make_engine_args, one_sentence
 from deployments.vllm_frontend import (
+    LOGGING_MODULES,
     SERVED_ROUTES,
-    STREAMING_MODULES,
     FleetLLM,
     make_server_args,
 )
@@ -291,9 +291,9 @@ def test_an_admission_that_vllm_refuses_is_told_by_one_method() -> None:
     assert "self.check_admission(" in inspect.getsource(AsyncLLM._add_request)
 
 
-def test_the_modules_that_log_a_streams_errors_are_called_so() -> None:
+def test_the_modules_that_log_a_requests_error_are_called_so() -> None:
     """Their loggers have the modules' names."""
-    for name in STREAMING_MODULES:
+    for name in LOGGING_MODULES:
         module = importlib.import_module(name)
         assert module.logger.name == name
         assert "logger.exception(" in inspect.getsource(module)

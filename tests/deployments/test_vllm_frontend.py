@@ -512,21 +512,6 @@ async def test_vllms_own_priority_is_a_wish(
             assert admit.request.wishes.priority == int(header or field or 0)
 
 
-async def test_without_a_limit_of_the_senders_a_request_is_open_ended(
-    new_frontend: Any, arguments: dict[str, Any]
-) -> None:
-    """With one it is not."""
-    with StandInEngine("engine-a") as a:
-        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
-            frontend.router.place = lambda _: OverLimit("default", "max_concurrent", 1, 1, 1)
-            for max_tokens in (None, 8):
-                body = chat(max_tokens=max_tokens)
-                await client.post("/v1/chat/completions", json=body)
-
-            asked = frontend.router.asked(Admit)
-            assert [admit.request.is_open_ended for admit in asked] == [True, False]
-
-
 async def test_past_its_bound_a_gateway_answers_503(
     new_frontend: Any,
     arguments: dict[str, Any],
