@@ -657,7 +657,7 @@ def limited_fleet() -> FleetScheduler:
 def test_a_tenant_past_its_own_limit_is_refused_and_leaves_no_trace() -> None:
     """The others are let in, and so is it when one of its requests has ended."""
     fleet = limited_fleet()
-    placement = fleet.admit(ask("r1"))
+    placement = place(fleet, ask("r1"))
     fleet.admit(ask("r2"))
 
     with pytest.raises(QuotaExceededError, match="max_concurrent of 2"):
@@ -688,6 +688,20 @@ def test_however_a_request_ends_its_reservation_goes_with_it(end: str) -> None:
     assert tenant(fleet, "acme")["tokens_reserved"] == 0
 
 
+def test_a_request_in_line_counts_and_may_ask_again() -> None:
+    """It was let in: asking for its place again is no second request, and leaving frees its room."""
+    fleet = make_fleet("e1")
+    fleet.set_tenants({"acme": TenantShare(max_concurrent=50)})
+    placements = [fleet.admit(ask(f"r{number}")) for number in range(50)]
+    assert placements[-1] is None
+
+    with pytest.raises(QuotaExceededError):
+        fleet.admit(ask("more"))
+    assert fleet.admit(ask("r49")) is None
+    fleet.cancel("r49")
+    assert fleet.admit(ask("more")) is None
+
+
 def test_without_an_engine_nothing_is_reserved() -> None:
     """A request that no engine can take has not counted."""
     fleet = make_fleet()
@@ -703,7 +717,7 @@ def test_a_request_that_has_lost_its_engine_is_not_refused() -> None:
     fleet.admit(ask("r1"))
     fleet.admit(ask("r2"))
 
-    assert fleet.admit(ask("r3"), avoid=frozenset({"e1"})).engine_id == "e2"
+    assert place(fleet, ask("r3"), avoid=frozenset({"e1"})).engine_id == "e2"
     with pytest.raises(QuotaExceededError):
         fleet.admit(ask("r4"))
 

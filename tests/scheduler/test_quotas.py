@@ -75,7 +75,7 @@ def ask(
 
 
 def tracked(request: AdmitRequest, **changes: Any) -> TrackedRequest:
-    live = announced(request, "engine-a", 0.0)
+    live = announced(request, frozenset(), 0.0)
     for name, value in changes.items():
         setattr(live, name, value)
     return live
