@@ -689,7 +689,7 @@ def test_however_a_request_ends_its_reservation_goes_with_it(end: str) -> None:
 
 
 def test_a_request_in_line_counts_and_may_ask_again() -> None:
-    """It was let in: asking for its place again is no second request, and leaving frees its room."""
+    """It was let in: asking for its place again is no second request; leaving frees its room."""
     fleet = make_fleet("e1")
     fleet.set_tenants({"acme": TenantShare(max_concurrent=50)})
     placements = [fleet.admit(ask(f"r{number}")) for number in range(50)]
