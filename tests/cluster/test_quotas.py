@@ -131,10 +131,14 @@ async def test_so_many_run_at_once_and_the_next_when_one_has_left(
     assert is_refused(await ask(http, NARROW, is_streamed=False), "max-concurrent")
     await streams.pop().leave()
     await fleet_when(http, lambda fleet: fleet.tenant(NARROW).live == 1, "one has left")
-    assert is_refused(await ask(http, NARROW, is_streamed=True, n=2), "max-concurrent")
+    assert is_refused(
+        await ask(http, NARROW, is_streamed=True, n=2, temperature=1), "max-concurrent"
+    )
     await fleet_when(http, lambda fleet: fleet.tenant(NARROW).live == 1, "none of it runs")
     assert not is_refused(await ask(http, NARROW, is_streamed=True), "max-concurrent")
 
     await set_tenants(limited, http, {NARROW: TenantRecord(max_concurrent=3)})
-    assert not is_refused(await ask(http, NARROW, is_streamed=False, n=2), "max-concurrent")
+    assert not is_refused(
+        await ask(http, NARROW, is_streamed=False, n=2, temperature=1), "max-concurrent"
+    )
     await streams.pop().leave()
