@@ -39,7 +39,7 @@ def build(args: AppArgs) -> Application:
     on_cuda = args.device == "cuda" or (args.device == "auto" and has_cuda())
     model = resolve_model(args.model)
     vllm_args = engine_args(args, model, on_cuda=on_cuda)
-    directory = partial(open_directory, args.tenants_file, args.tenants)
+    directory = partial(open_directory, args.tenants_file, args.tenants, args.tenant_defaults)
 
     router = _deployment("Router", served(Router), num_replicas=1).bind(
         new_fleet=partial(new_fleet, args.fairness), new_shares=directory, host=args.peer_host

@@ -6,7 +6,7 @@ wrong with the file. Serve reads the same file itself for ``serve deploy``.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -76,12 +76,14 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """The settings there are where an unknown one was found."""
     model: Any = AppArgs
     for part in location[:-1]:
-        if not hasattr(model, "model_fields") or part not in model.model_fields:
-            break
-        model = model.model_fields[part].annotation
-    return sorted(getattr(model, "model_fields", {"weight": None}))
+        if get_origin(model) is dict:
+            _, model = get_args(model)  # the part is a tenant's name
+        else:
+            model = model.model_fields[part].annotation
+    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _our_args(path: Path, document: dict[str, Any]) -> dict[str, Any]:

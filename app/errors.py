@@ -4,6 +4,7 @@ AppError
 ├── UsageError             what was asked for cannot be done: the caller must ask otherwise
 │   ├── TenantNameError    a tenant's name is not one
 │   ├── WeightError        a tenant's weight is no number to compute shares with
+│   ├── LimitError         a tenant's limit is no number that a limit can be
 │   └── UnknownKeyIdError  no key has this id
 ├── TenantsFileError       the tenants file cannot be read, written or understood
 ├── KeyRefusedError        a request's API key opens nothing
@@ -61,6 +62,20 @@ class WeightError(UsageError):
 
     def __str__(self) -> str:
         return f"weight {self.weight:g} is not allowed: from {self.lowest:g} to {self.highest:g}"
+
+
+class LimitError(UsageError):
+    """A tenant's limit is not a whole number, or would let no request in."""
+
+    def __init__(self, value: str, lowest: int, highest: int) -> None:
+        super().__init__(value, lowest, highest)
+        self.value, self.lowest, self.highest = value, lowest, highest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value!r} is not allowed: a whole number from {self.lowest} to "
+            f"{self.highest}, or 'unlimited'"
+        )
 
 
 class UnknownKeyIdError(UsageError):

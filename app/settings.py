@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from app.tenants_file import TenantName, Weight
+from app.tenants_file import Entitlement, TenantName
 from scheduler.errors import PolicyImportError, UnknownPolicyError
 from scheduler.policies.catalogue import POLICIES, PolicyOptions, policy_factory
 from scheduler.policies.deadline import LatencyTargets
@@ -42,10 +42,8 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TenantSettings(_Settings):
-    """One tenant, where there is no tenants file."""
-
-    weight: Weight = 1.0
+class TenantSettings(Entitlement):
+    """One tenant, or the defaults of all, where there is no tenants file."""
 
 
 class InteractiveTargets(_Settings):
@@ -201,7 +199,11 @@ class AppArgs(_Settings):
         description="More of vLLM's API server settings, by their names (tool_call_parser ...).",
     )
     tenants: dict[TenantName, TenantSettings] = Field(
-        default_factory=dict, description="Weights by tenant, where keys are off."
+        default_factory=dict, description="Weights, classes and limits by tenant; keys are off."
+    )
+    tenant_defaults: TenantSettings = Field(
+        default=TenantSettings(),
+        description="Of tenants that `tenants` does not name, and where it leaves something out.",
     )
     tenants_file: Path | None = Field(
         default=None,
@@ -253,6 +255,10 @@ class AppArgs(_Settings):
 
     @model_validator(mode="after")
     def _one_source_of_tenants(self) -> "AppArgs":
-        if self.tenants and self.tenants_file is not None:
+        if self.tenants_file is None:
+            return self
+        if self.tenants:
             raise ValueError("tenants and tenants_file are both given; use one of them")
+        if self.tenant_defaults != TenantSettings():
+            raise ValueError("tenant_defaults and tenants_file are both given; use one of them")
         return self

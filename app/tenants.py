@@ -1,38 +1,59 @@
-"""Tenants: whom a request belongs to, and with what weight each is served.
+"""Tenants: whom a request belongs to, and what each is entitled to.
 
 Owns the settings in force and their re-reading; the file's format is `app.tenants_file`, the form
-of a key `app.keys`. What a weight does to the order of requests is the scheduler's.
+of a key `app.keys`. What a weight does to the order of requests, and how a limit is kept, is the
+scheduler's.
 """
 
 import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from app.errors import RevokedKeyError, TenantsFileError, UnknownKeyError
 from app.keys import is_secret_of, parse_key
 from app.settings import TenantSettings
-from app.tenants_file import KeyRecord, TenantRecord, TenantsFile, read_tenants_file
-from scheduler.shares import TenantShare
+from app.tenants_file import (
+    UNLIMITED,
+    Entitlement,
+    KeyRecord,
+    TenantRecord,
+    TenantsFile,
+    read_tenants_file,
+)
+from scheduler.shares import ServiceClass, TenantShare
 
 DEFAULT_TENANT = "default"
 
 logger = logging.getLogger(__name__)
 
 
-def open_directory(path: Path | None, tenants: Mapping[str, TenantSettings]) -> "TenantDirectory":
-    """The tenants of the file; where there is none, keys are off and these weights count.
+def open_directory(
+    path: Path | None,
+    tenants: Mapping[str, TenantSettings],
+    defaults: TenantSettings | None = None,
+) -> "TenantDirectory":
+    """The tenants of the file; where there is none, keys are off and these settings count.
 
     Raises:
         TenantsFileError: the file is missing or broken.
     """
     if path is not None:
         return TenantDirectory(path)
-    records = {name: TenantRecord(weight=tenant.weight) for name, tenant in tenants.items()}
-    return TenantDirectory(TenantsFile(keys_required=False, tenants=records))
+    stated = defaults.model_dump(exclude_none=True) if defaults else {}
+    said = {
+        "keys_required": False,
+        "tenants": {
+            name: TenantRecord.model_validate(tenant.model_dump())
+            for name, tenant in tenants.items()
+        },
+        **{f"default_{name}": value for name, value in stated.items()},
+    }
+    return TenantDirectory(TenantsFile.model_validate(said))
 
 
 def tenant_salt(tenant: str) -> str:
@@ -45,14 +66,16 @@ def tenant_salt(tenant: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One whole reading of the file, with every key at hand by its id."""
+    """One whole reading of the file, with every share and every key at hand."""
 
     settings: TenantsFile
+    default_share: TenantShare
+    shares: Mapping[str, TenantShare]
     keys: Mapping[str, tuple[str, KeyRecord]]
 
 
 class TenantDirectory:
-    """Who may use the service, and with what weight.
+    """Who may use the service, and what each is entitled to.
 
     The settings in force are always one whole file that passed every check: an edit takes effect
     altogether or not at all. ``refresh`` may run in another thread than the rest.
@@ -91,19 +114,17 @@ class TenantDirectory:
     @property
     def default_share(self) -> TenantShare:
         """What a tenant is entitled to that the file does not name."""
-        return TenantShare(self._reading.settings.default_weight)
+        return self._reading.default_share
 
     @property
     def shares(self) -> Mapping[str, TenantShare]:
         """What every tenant that the file names is entitled to."""
-        return {name: self.share_of(name) for name in self._reading.settings.tenants}
+        return self._reading.shares
 
     def share_of(self, tenant: str) -> TenantShare:
         """What a tenant is entitled to, whether the file names it or not."""
-        record = self._reading.settings.tenants.get(tenant)
-        if record is None or record.weight is None:
-            return self.default_share
-        return TenantShare(record.weight)
+        reading = self._reading
+        return reading.shares.get(tenant, reading.default_share)
 
     def tenant_of_key(self, text: str) -> str:
         """Whose key this is; the work does not grow with the number of keys.
@@ -157,7 +178,32 @@ class TenantDirectory:
 
 def _index(settings: TenantsFile) -> _Reading:
     keys = {key.id: (name, key) for name, tenant in settings.tenants.items() for key in tenant.keys}
-    return _Reading(settings, keys)
+    default = TenantShare(
+        weight=settings.default_weight,
+        service_class=ServiceClass(settings.default_class),
+        tokens_per_minute=_number(settings.default_tokens_per_minute),
+        max_concurrent=_number(settings.default_max_concurrent),
+    )
+    shares = {name: _share(tenant, default) for name, tenant in settings.tenants.items()}
+    return _Reading(settings, default, shares, keys)
+
+
+def _share(stated: Entitlement, default: TenantShare) -> TenantShare:
+    """What is stated of a tenant, and what is left out as by default."""
+    changes: dict[str, Any] = {}
+    if stated.weight is not None:
+        changes["weight"] = stated.weight
+    if stated.class_name is not None:
+        changes["service_class"] = ServiceClass(stated.class_name)
+    if stated.tokens_per_minute is not None:
+        changes["tokens_per_minute"] = _number(stated.tokens_per_minute)
+    if stated.max_concurrent is not None:
+        changes["max_concurrent"] = _number(stated.max_concurrent)
+    return replace(default, **changes)
+
+
+def _number(limit: int | str) -> int | None:
+    return None if limit == UNLIMITED else int(limit)
 
 
 def _fingerprint(path: Path | None) -> tuple[int, ...]:

@@ -4,10 +4,16 @@ Owns the file's format, the sentences that say what is wrong in one, and changin
 nobody reads half a file or loses another's change. Who is let in by it is `app.tenants`.
 
     keys_required: true        # false: the header X-Tenant names the tenant
-    default_weight: 1.0        # of tenants that have no weight of their own
+    default_weight: 1.0        # of tenants that have no weight of their own, named here or not;
+    default_class: interactive           # so too the other defaults
+    default_tokens_per_minute: unlimited
+    default_max_concurrent: 100
     tenants:
       alice:
         weight: 2.0
+        class: batch                     # nobody waits for its answers; else interactive
+        tokens_per_minute: 100000        # prompt and output; past it 429
+        max_concurrent: unlimited        # requests at once; past it 429
         keys:
         - id: 3f2a90c4d1e8
           hash: sha256:...     # of the key's secret; the key itself is nowhere
@@ -23,24 +29,34 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
-from app.errors import TenantNameError, TenantsFileError, UnknownKeyIdError, WeightError
+from app.errors import (
+    LimitError,
+    TenantNameError,
+    TenantsFileError,
+    UnknownKeyIdError,
+    WeightError,
+)
 from app.keys import KEY_HASH_PATTERN, KEY_ID_PATTERN
 
 ALLOWED_NAMES = "1 to 64 letters, digits or any of . _ @ -, starting with a letter or digit"
 LOWEST_WEIGHT, HIGHEST_WEIGHT = 0.001, 1000.0
+LOWEST_TOKENS_PER_MINUTE = 2  # a token of prompt and one of output: less would let nothing in
+HIGHEST_LIMIT = 10**12
+UNLIMITED: Final = "unlimited"  # also where the default is a limit
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HEADING = """\
@@ -72,14 +88,36 @@ def check_weight(weight: float) -> float:
     return weight
 
 
+def _limit_from(lowest: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value == UNLIMITED or (is_number and value in range(lowest, HIGHEST_LIMIT + 1)):
+            return value
+        raise LimitError(str(value)[:80], lowest, HIGHEST_LIMIT)
+
+    return BeforeValidator(check)
+
+
 TenantName = Annotated[str, AfterValidator(check_tenant_name)]
 Weight = Annotated[float, AfterValidator(check_weight)]
+ClassName = Literal["interactive", "batch"]
+TokensPerMinute = Annotated[int | Literal["unlimited"], _limit_from(LOWEST_TOKENS_PER_MINUTE)]
+MaxConcurrent = Annotated[int | Literal["unlimited"], _limit_from(1)]
 
 
 class _Record(BaseModel):
     """Part of the file: knows all its fields, never changes, converts nothing silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class Entitlement(_Record):
+    """What is said of one tenant's share and limits. What is left out is the default's."""
+
+    weight: Weight | None = None
+    class_name: ClassName | None = Field(default=None, alias="class")
+    tokens_per_minute: TokensPerMinute | None = None
+    max_concurrent: MaxConcurrent | None = None
 
 
 class KeyRecord(_Record):
@@ -91,10 +129,9 @@ class KeyRecord(_Record):
     revoked: AwareDatetime | None = None
 
 
-class TenantRecord(_Record):
+class TenantRecord(Entitlement):
     """What the file says about one tenant."""
 
-    weight: Weight | None = None
     # A list in YAML; strict mode would want a tuple there.
     keys: tuple[KeyRecord, ...] = Field(default=(), strict=False)
 
@@ -104,6 +141,9 @@ class TenantsFile(_Record):
 
     keys_required: bool = True
     default_weight: Weight = 1.0
+    default_class: ClassName = "interactive"
+    default_tokens_per_minute: TokensPerMinute = UNLIMITED
+    default_max_concurrent: MaxConcurrent = UNLIMITED
     tenants: dict[TenantName, TenantRecord] = {}
 
     @model_validator(mode="after")
@@ -173,8 +213,11 @@ def add_key(
     if weight is not None:
         check_weight(weight)
     before = settings.tenants.get(tenant, TenantRecord())
-    after = TenantRecord(
-        weight=before.weight if weight is None else weight, keys=(*before.keys, key)
+    after = before.model_copy(
+        update={
+            "weight": before.weight if weight is None else weight,
+            "keys": (*before.keys, key),
+        }
     )
     return settings.model_copy(update={"tenants": {**settings.tenants, tenant: after}})
 
@@ -312,4 +355,4 @@ def _record_at(location: tuple[int | str, ...]) -> type[_Record]:
 
 
 def _fields_of(record: type[_Record]) -> str:
-    return ", ".join(record.model_fields)
+    return ", ".join(field.alias or name for name, field in record.model_fields.items())

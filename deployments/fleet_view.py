@@ -2,7 +2,8 @@
 
 Owns the lines to the engines and keeps them in step with the router's directory. The router
 chooses the engine; while it is away the gateway chooses by its own load and gives a tenant's
-requests the priority that tenant had last, so nothing waits for a router.
+requests the priority that tenant had last, so nothing waits for a router, and nobody is held to a
+limit that only the router could count against.
 """
 
 import asyncio
@@ -24,11 +25,13 @@ from deployments.messages import (
     EngineCard,
     Hello,
     InLine,
+    OverLimit,
     Placed,
     Reply,
     Snapshot,
 )
 from deployments.router_link import RouterHandle, RouterLink
+from scheduler.errors import QuotaExceededError
 
 logger = logging.getLogger("ray.serve")
 
@@ -99,6 +102,7 @@ class FleetView:
 
         Raises:
             NoEngineLeftError: no engine can be reached now.
+            QuotaExceededError: the request's tenant is past a limit of its own.
         """
         try:
             reply = await self._ask_for_place(admit)
@@ -108,6 +112,8 @@ class FleetView:
             # The client has left. The router may have admitted its request all the same.
             self._cancel_later(admit.request.request_id)
             raise
+        if isinstance(reply, OverLimit):
+            raise QuotaExceededError(*msgspec.structs.astuple(reply))
         if isinstance(reply, Placed):
             link = self._links.get(reply.engine_id)
             if link is not None and link.is_up:

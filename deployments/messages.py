@@ -101,6 +101,16 @@ class Refused(Reply, frozen=True):
     reason: str
 
 
+class OverLimit(Reply, frozen=True):
+    """The request would take its tenant past a limit of the tenant's own."""
+
+    tenant: str
+    limit: str
+    most: int
+    wanted: int
+    retry_after_s: float
+
+
 class Directory(Reply, frozen=True):
     """The engines that take requests."""
 
@@ -123,5 +133,5 @@ class Orders(Reply, frozen=True):
 
 request_decoder = msgspec.msgpack.Decoder(Admit | Cancel | Hello | Ask | Join | Report | Leave)
 reply_decoder = msgspec.msgpack.Decoder(
-    Done | Placed | InLine | Called | Refused | Directory | Snapshot | Orders
+    Done | Placed | InLine | Called | Refused | OverLimit | Directory | Snapshot | Orders
 )

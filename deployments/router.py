@@ -27,6 +27,7 @@ from deployments.messages import (
     Join,
     Leave,
     Orders,
+    OverLimit,
     Placed,
     Refused,
     Reply,
@@ -38,7 +39,7 @@ from deployments.messages import (
 from deployments.node import node_address
 from deployments.wire import Endpoint, RpcServer
 from scheduler.admission import EngineCapacity
-from scheduler.errors import NoEngineError, NotFreshError
+from scheduler.errors import NoEngineError, NotFreshError, QuotaExceededError
 from scheduler.fleet import FleetCheckpoint, FleetScheduler
 from scheduler.shares import TenantShare
 
@@ -143,6 +144,10 @@ class Router:
             placement = self._fleet.admit(request.request, avoid=frozenset(request.avoid))
         except NoEngineError as error:
             return Refused(str(error))
+        except QuotaExceededError as error:
+            return OverLimit(
+                error.tenant, error.limit, error.most, error.wanted, error.retry_after_s
+            )
         request_id = request.request.request_id
         if placement is None:
             self._in_line[request_id] = caller

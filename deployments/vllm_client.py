@@ -24,12 +24,20 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreReque
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from deployments.admissions import (
+    AdmissionRecord,
+    Denial,
+    bad_request,
+    over_limit,
+    unavailable,
+)
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit
 from deployments.prefixes import fingerprints
 from ops.metrics.request_metrics import RequestMeter, RequestMetrics
-from scheduler.admission import AdmitRequest
+from scheduler.admission import PRIORITY_BOUND, AdmitRequest, Wishes
+from scheduler.errors import QuotaExceededError
 
 logger = logging.getLogger("ray.serve")
 
@@ -45,12 +53,29 @@ class Caller(Protocol):
     @property
     def conversation(self) -> str | None: ...
 
+    @property
+    def wishes(self) -> Wishes: ...
+
+    @property
+    def admission(self) -> AdmissionRecord: ...
+
 
 class EngineLostError(GracefulHTTPError):
     """A request's engine is gone, or none is there to take it. HTTP 503: trying again may help."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class DeniedError(GracefulHTTPError):
+    """The fleet does not take a request. What the client is told is in its admission record."""
+
+    def __init__(self, message: str, http_status: HTTPStatus) -> None:
+        super().__init__(message, http_status)
+        self.args = (message, http_status)  # by which it is pickled
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class OwnedRequest:
@@ -103,21 +128,40 @@ class FleetClient(EngineCoreClient):
 
         Raises:
             EngineLostError: no engine can be reached.
+            DeniedError: its tenant is past a limit of its own, or its priority is none.
         """
-        admit = self._make_admit(request)
-        tenant = admit.request.tenant
-        self._label(request, tenant)
-        meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
-        owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter)
+        caller = self._current_caller()
+        with caller.admission.asking():
+            admit = self._make_admit(request, caller)
+            tenant = admit.request.tenant
+            self._label(request, tenant)
+            meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
+            owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter)
+            try:
+                await self._send_somewhere(owned)
+            except NoEngineLeftError as error:
+                self._disown(request.request_id, "error")
+                caller.admission.deny(unavailable(str(error), "rejected-no-endpoints"))
+                raise EngineLostError(str(error)) from error
+            except QuotaExceededError as error:
+                meter.rejected(error.limit)
+                self._disown(request.request_id, "rejected")
+                raise _denied(caller, over_limit(error)) from error
+            except BaseException:
+                # Cancelled, most likely: the client left while its request was on its way.
+                await self.abort_requests_async([request.request_id])
+                raise
+
+    def note_overload(self, message: str) -> None:
+        """The request in whose context this runs finds the gateway full."""
+        self._current_caller().admission.deny(unavailable(message, "rejected-saturated"))
+
+    def has_denied(self) -> bool:
+        """Whether this runs for a request that the fleet does not take."""
         try:
-            await self._send_somewhere(owned)
-        except NoEngineLeftError as error:
-            self._disown(request.request_id, "error")
-            raise EngineLostError(str(error)) from error
-        except BaseException:
-            # Cancelled, most likely: the client left while its request was on its way.
-            await self.abort_requests_async([request.request_id])
-            raise
+            return self._current_caller().admission.denial is not None
+        except LookupError:
+            return False  # for no request at all
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         by_engine: defaultdict[str, list[str]] = defaultdict(list)
@@ -146,17 +190,26 @@ class FleetClient(EngineCoreClient):
     def shutdown(self, timeout: float | None = None) -> None:
         """Engines outlive their gateways; there is nothing of theirs to shut down here."""
 
-    def _make_admit(self, request: EngineCoreRequest) -> Admit:
-        caller = self._current_caller()
+    def _make_admit(self, request: EngineCoreRequest, caller: Caller) -> Admit:
+        if abs(request.priority) > PRIORITY_BOUND:
+            allowed = f"a whole number from -{PRIORITY_BOUND} to {PRIORITY_BOUND}"
+            message = f"priority {request.priority} is not allowed: {allowed}"
+            raise _denied(caller, bad_request(message))
         params = request.sampling_params
+        prompt_tokens = len(request.prompt_token_ids or ())
+        max_output_tokens = (params.max_tokens or 0) if params else 0
         return Admit(
             AdmitRequest(
                 request_id=request.request_id,
                 tenant=caller.tenant,
                 conversation=caller.conversation or request.session_id,
-                prompt_tokens=len(request.prompt_token_ids or ()),
-                max_output_tokens=(params.max_tokens or 0) if params else 0,
+                prompt_tokens=prompt_tokens,
+                max_output_tokens=max_output_tokens,
                 arrival_s=request.arrival_time,
+                wishes=msgspec.structs.replace(caller.wishes, priority=request.priority),
+                # vLLM fills in what the model's length leaves where the sender sets no limit.
+                is_open_ended=prompt_tokens + max_output_tokens
+                >= self.vllm_config.model_config.max_model_len,
                 prefixes=fingerprints(_tenant_salt(caller.tenant), request.prompt_token_ids or ()),
             )
         )
@@ -235,6 +288,11 @@ class FleetClient(EngineCoreClient):
                 f"{lost_engine_id}, which was serving this request, stopped; please send it again"
             ),
         )
+
+
+def _denied(caller: Caller, denial: Denial) -> DeniedError:
+    caller.admission.deny(denial)
+    return DeniedError(denial.message, denial.status)
 
 
 def _tenant_salt(tenant: str) -> str:

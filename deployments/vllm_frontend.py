@@ -7,6 +7,7 @@ private surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
 import asyncio
+import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.exceptions import GracefulHTTPError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -50,6 +52,26 @@ SERVED_ROUTES = frozenset(
 )
 
 
+# Those that log a request's error, with its traceback, as if the server had failed.
+LOGGING_MODULES = (
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.anthropic.serving",
+)
+
+
+class _RefusalsLeftOut(logging.Filter):
+    """Keeps refused requests out of the log: a flood past a limit would fill the disk."""
+
+    def __init__(self, client: FleetClient) -> None:
+        super().__init__()
+        self._client = client
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not self._client.has_denied()
+
+
 class FleetLLM(AsyncLLM):
     """vLLM's AsyncLLM with the fleet in the place of its one engine."""
 
@@ -61,6 +83,7 @@ class FleetLLM(AsyncLLM):
                 log_stats=False,
                 log_requests=False,
             )
+        self.client = client
         self._aborts: set[asyncio.Task[None]] = set()
         client.fail_request = self._fail_request
 
@@ -78,6 +101,13 @@ class FleetLLM(AsyncLLM):
             await super()._add_request(request, prompt, parent_req, index, queue)
         except BaseException:
             self.output_processor.abort_requests([request.request_id], internal=True)
+            raise
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        try:
+            super().check_admission(n, request_id)
+        except GracefulHTTPError as error:
+            self.client.note_overload(error.message)
             raise
 
     @property
@@ -137,6 +167,8 @@ def adopt_ready(vllm_config: VllmConfig, ready: bytes) -> None:
 
 async def build_api(llm: FleetLLM, args: Namespace) -> FastAPI:
     """Make vLLM's app for ``llm``, with only ``SERVED_ROUTES`` left."""
+    for module in LOGGING_MODULES:
+        logging.getLogger(module).addFilter(_RefusalsLeftOut(llm.client))
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)

@@ -6,6 +6,8 @@ says otherwise.
 
 import msgspec
 
+PRIORITY_BOUND = 2**31 - 1  # of a sender's own priority, on either side of 0
+
 
 class Wishes(msgspec.Struct, array_like=True, frozen=True):
     """What a request's sender asks of its scheduling. A policy takes up what concerns it."""

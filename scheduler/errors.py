@@ -7,8 +7,11 @@ SchedulerError
 ├── InvalidQuotaError    a tenant's limit is not above 0
 ├── UnknownPolicyError   no policy has that name
 ├── PolicyImportError    a policy named by its import path cannot be had
+├── QuotaExceededError   a request would take its tenant past a limit of its own
 └── NotFreshError        a checkpoint meets a scheduler that is already at work
 """
+
+from math import ceil
 
 
 class SchedulerError(Exception):
@@ -85,6 +88,35 @@ class PolicyImportError(SchedulerError):
 
     def __str__(self) -> str:
         return f"policy {self.policy}: {self.problem}"
+
+
+class QuotaExceededError(SchedulerError):
+    """A request would take its tenant past one of the tenant's own limits."""
+
+    def __init__(
+        self, tenant: str, limit: str, most: int, wanted: int, retry_after_s: float
+    ) -> None:
+        """``wanted`` is what the request alone may take of the limit."""
+        super().__init__(tenant, limit, most, wanted, retry_after_s)
+        self.tenant, self.limit, self.most, self.wanted = tenant, limit, most, wanted
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether the request is past the limit all by itself, whenever it comes."""
+        return self.wanted > self.most
+
+    def __str__(self) -> str:
+        if self.is_for_good:
+            return (
+                f"tenant {self.tenant}: this request alone may take {self.wanted} tokens, prompt "
+                f"and output together, and {self.limit} is {self.most}; shorten the prompt or "
+                "lower max_tokens"
+            )
+        return (
+            f"tenant {self.tenant} has reached its {self.limit} of {self.most}; try again in "
+            f"{ceil(self.retry_after_s)} s"
+        )
 
 
 class NotFreshError(SchedulerError):

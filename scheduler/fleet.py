@@ -2,9 +2,9 @@
 
 Ties the parts to each other and owns the order in which they learn of things; each part says
 for itself what it owns: live requests (tracking), who received how much (ledger), urgency
-(policies), who has waited too long (starvation), which engine has room (seating), who waits for
-one (line). Knows no processes and no messages: the Router calls these methods from one thread,
-clock and randomness are passed in.
+(policies), who is past a limit of its own (quotas), who has waited too long (starvation), which
+engine has room (seating), who waits for one (line). Knows no processes and no messages: the
+Router calls these methods from one thread, clock and randomness are passed in.
 
 All of it is soft state. Reports are cumulative, so a lost or repeated one does no harm.
 Requests that nobody announced are adopted from the reports of the engine that runs them;
@@ -29,6 +29,7 @@ from scheduler.ledger import LedgerCheckpoint, ServiceLedger, Tokens
 from scheduler.line import WaitingLine
 from scheduler.output_lengths import OutputLengths
 from scheduler.policies.policy import PolicyFactory
+from scheduler.quotas import Quotas, Windows
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
 from scheduler.seating import Seating
 from scheduler.service import ServiceWeights
@@ -63,6 +64,7 @@ class FleetCheckpoint(msgspec.Struct, array_like=True, frozen=True):
     ledger: LedgerCheckpoint
     requests: list[TrackedRequest]
     output_lengths: list[int]
+    quotas: Windows = {}
 
 
 class FleetScheduler:
@@ -88,6 +90,7 @@ class FleetScheduler:
         self._policy = make_policy(service, self._shares)
         self._limits = limits
         self._now_s = SteadyClock(clock)
+        self._quotas = Quotas(self._shares, clock=self._now_s, max_tenants=limits.max_tenants)
         self._requests = RequestTable()
         self._line = WaitingLine()
         self._seating = Seating(self._requests, random)
@@ -151,9 +154,12 @@ class FleetScheduler:
 
         Raises:
             NoEngineError: all engines are to be avoided, or none has joined.
+            QuotaExceededError: its tenant is past a limit of its own.
         """
         if self._engines.keys() <= avoid:
             raise NoEngineError(request.request_id, len(self._engines), len(avoid))
+        if not avoid:  # one that has lost its engine was let in before
+            self._quotas.reserve(request)
         if request.request_id not in self._line:
             self._enter(announced(request, avoid, self._now_s()))
             self._call_up()
@@ -228,6 +234,7 @@ class FleetScheduler:
             self._service,
             self._shares,
             self._ledger,
+            self._quotas,
             self._requests,
             self._engines,
         ).snapshot()
@@ -241,6 +248,7 @@ class FleetScheduler:
             # Those in line are placed by their gateways once this fleet is gone.
             requests=[copy(each) for each in self._requests.all() if each.engine_id is not None],
             output_lengths=self._output_lengths.recent,
+            quotas=self._quotas.checkpoint(),
         )
 
     def restore(self, checkpoint: FleetCheckpoint) -> None:
@@ -258,6 +266,7 @@ class FleetScheduler:
         self._ledger.restore(checkpoint.ledger)
         for length in checkpoint.output_lengths:
             self._output_lengths.observe(length)
+        self._quotas.restore(checkpoint.quotas)
         for saved in checkpoint.requests:
             request = copy(saved)
             request.admitted_s = self._now_s()  # the time that it was given is of another clock
@@ -311,6 +320,7 @@ class FleetScheduler:
 
     def _take_in(self, request: TrackedRequest) -> None:
         self._requests.add(request)
+        self._quotas.take_in(request)
         self._policy.arrive(request)
         if request.has_started:
             self._policy.start(request)
@@ -326,6 +336,7 @@ class FleetScheduler:
             self._line.remove(request.request_id)
         self._requests.remove(request)
         self._starvation.forget(request)
+        self._quotas.release(request.request_id)
         self._policy.depart(request)
 
     def _on_live(self, engine_id: str, live: LiveRequest) -> None:
@@ -350,6 +361,7 @@ class FleetScheduler:
         self._move(engine_id, request, *done, is_running=False)
         if finished.reason in _COMPLETE:
             self._output_lengths.observe(finished.output_done)
+            self._quotas.observe(request.tenant, finished.output_done)
 
     def _adopt(self, request: TrackedRequest) -> None:
         """Take in a request that an engine has and nobody announced."""
@@ -381,6 +393,7 @@ class FleetScheduler:
             request.output_done += output
             self._policy.progress(request, tokens)
             self._ledger.add(engine_id, request.tenant, tokens)
+            self._quotas.charge(request.request_id, prompt + output)
             self._weigh(request)
 
     def _note_running(self, request: TrackedRequest, *, is_running: bool) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from scheduler.engines import JoinedEngine
 from scheduler.ledger import ServiceLedger, Tokens
 from scheduler.policies.policy import Policy
+from scheduler.quotas import Quotas
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShares
 from scheduler.tracking import RequestTable, TrackedRequest
@@ -39,6 +40,7 @@ class FairnessView:
     service: ServiceWeights
     shares: TenantShares
     ledger: ServiceLedger
+    quotas: Quotas
     requests: RequestTable
     engines: Mapping[str, JoinedEngine]
 
@@ -47,6 +49,7 @@ class FairnessView:
 
         ``service_share`` is a tenant's part of all service so far; ``entitled_share`` its
         part of the weights of the tenants that have live requests, 0 for one that has none.
+        Limits are None where there is none; use in the last minute is counted against one only.
         """
         presence = self._presence()
         total = self.ledger.total
@@ -78,20 +81,26 @@ class FairnessView:
     ) -> dict[str, object]:
         counters = self.policy.counters()
         weight_live = sum(self.shares[tenant].weight for tenant in presence)
-        names = {*self.shares.configured, *self.ledger.tenants, *presence}
+        names = {*self.shares.configured, *self.ledger.tenants, *presence, *self.quotas.rejected}
         tenants: dict[str, object] = {}
         for tenant in sorted(names):
             present = presence.get(tenant, _Presence())
             tokens = self.ledger.tenants.get(tenant, Tokens())
             service = self.service.units(tokens.prompt, tokens.output)
-            weight = self.shares[tenant].weight
+            share, use = self.shares[tenant], self.quotas.use(tenant)
             tenants[tenant] = {
-                "weight": weight,
+                "weight": share.weight,
+                "class": share.service_class.value,
+                "tokens_per_minute": share.tokens_per_minute,
+                "max_concurrent": share.max_concurrent,
+                "tokens_used_last_minute": use.used_tokens,
+                "tokens_reserved": use.reserved_tokens,
+                "rejected": self.quotas.rejected.get(tenant, 0),
                 "service": service,
                 "prompt_tokens": tokens.prompt,
                 "output_tokens": tokens.output,
                 "service_share": service / service_total if service_total else 0.0,
-                "entitled_share": weight / weight_live if present.live else 0.0,
+                "entitled_share": share.weight / weight_live if present.live else 0.0,
                 "counter": counters.get(tenant, 0.0),
                 "rank": present.rank,
                 **_counts([present]),

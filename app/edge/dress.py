@@ -1,8 +1,8 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
 Owns our own routes (health, fairness) and the order of what a request passes: body limit,
-identity, route, the app. Who a key belongs to is `app.tenants`; what our routes say is the
-gateway's.
+identity, route, admission, the app. Who a key belongs to is `app.tenants`; what our routes say
+is the gateway's.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from app.edge.admissions import AdmissionMiddleware
 from app.edge.app_errors import AppErrorsMiddleware
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
 from app.edge.leaving import LeavingClientsMiddleware
@@ -35,7 +36,7 @@ class HttpEdge:
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
         # Around the app, not in it: vLLM has closed its own list of middlewares by now.
-        leaving = LeavingClientsMiddleware(AppErrorsMiddleware(app))
+        leaving = LeavingClientsMiddleware(AdmissionMiddleware(AppErrorsMiddleware(app)))
         known = KnownRoutesMiddleware(leaving, app.router.routes)
         identified = IdentityMiddleware(known, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)

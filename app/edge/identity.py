@@ -1,8 +1,9 @@
 """Identity: which tenant a request belongs to, and which conversation.
 
-Owns reading both from the request's headers and handing them to whatever runs inside the request
-(`current_identity`, and `identity` in the ASGI scope's state). Whose key is whose is
-`app.tenants`; what either is used for is decided further in.
+Owns reading both from the request's headers and handing them, with the request's wishes and the
+record of its admission, to whatever runs inside the request (`current_identity`, and `identity` in
+the ASGI scope's state). Whose key is whose is `app.tenants`, what may be wished for `wishes`; what
+any of it is used for is decided further in.
 
 With keys on, the tenant comes from the API key and from nothing else: a header that names another
 tenant has no effect.
@@ -11,16 +12,19 @@ tenant has no effect.
 import asyncio
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.edge.refusals import Refusal, path_of, refuse
+from app.edge.wishes import WishError, read_wishes
 from app.errors import KeyRefusedError, MissingKeyError, TenantNameError
 from app.tenants import DEFAULT_TENANT, TenantDirectory
 from app.tenants_file import check_tenant_name
+from deployments.admissions import AdmissionRecord
+from scheduler.admission import Wishes
 
 # The first that is present counts. The second is what clients of llm-d's gateway send.
 TENANT_HEADERS = ("x-tenant", "x-llm-d-inference-fairness-id")
@@ -38,6 +42,8 @@ class Identity:
 
     tenant: str
     conversation: str | None
+    wishes: Wishes = field(default_factory=Wishes)
+    admission: AdmissionRecord = field(default_factory=AdmissionRecord, compare=False)
 
 
 current_identity: ContextVar[Identity] = ContextVar("current_identity")
@@ -83,7 +89,11 @@ def identify(headers: Headers, directory: TenantDirectory) -> Identity | Refusal
     if conversation is not None and _CONVERSATION.fullmatch(conversation) is None:
         message = f"{CONVERSATION_HEADER} is not allowed: {_ALLOWED_CONVERSATIONS}"
         return Refusal(HTTPStatus.BAD_REQUEST, "invalid_conversation", message, CONVERSATION_HEADER)
-    return Identity(tenant, conversation)
+    try:
+        wishes = read_wishes(headers, directory.share_of(tenant).service_class)
+    except WishError as error:
+        return Refusal(HTTPStatus.BAD_REQUEST, "invalid_wish", str(error), error.header)
+    return Identity(tenant, conversation, wishes)
 
 
 def _keyed_tenant(headers: Headers, directory: TenantDirectory) -> str:

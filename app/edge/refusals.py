@@ -1,11 +1,12 @@
-"""Refusals: answers that the edge gives itself, before vLLM's app sees the request.
+"""Refusals: answers that the edge gives itself, in the place of vLLM's app.
 
 Owns how one is sent, over HTTP or to a WebSocket. When to refuse is decided elsewhere, what an
 error's body looks like is `error_bodies`.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.types import Scope, Send
@@ -21,9 +22,11 @@ class Refusal:
     """Why a request goes no further: a sentence for people, a code and a status for programs."""
 
     status: HTTPStatus
-    code: str
+    code: str | int
     message: str
     param: str | None = None
+    kind: str = "invalid_request_error"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
@@ -34,11 +37,12 @@ async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
         reason = refusal.message.encode("ascii", "replace")[:123].decode()
         await send({"type": "websocket.close", "code": code, "reason": reason})
         return
-    facts = ErrorFacts(refusal.message, refusal.code, param=refusal.param)
+    facts = ErrorFacts(refusal.message, refusal.code, refusal.kind, refusal.param)
     body = json.dumps(error_body(facts, refusal.status, path_of(scope))).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
     ]
     if refusal.status is HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -49,11 +49,20 @@ class _Times:
 class _Tally:
     """What has been counted under one tenant's label."""
 
-    __slots__ = ("in_flight", "outcomes", "output_tokens", "prompt_tokens", "tbt", "ttft")
+    __slots__ = (
+        "in_flight",
+        "outcomes",
+        "output_tokens",
+        "prompt_tokens",
+        "rejections",
+        "tbt",
+        "ttft",
+    )
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.outcomes: Counter[str] = Counter()
+        self.rejections: Counter[str] = Counter()
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.ttft = _Times(TTFT_BOUNDS_S)
@@ -84,8 +93,12 @@ class RequestMeter:
         tally.output_tokens += count
         self._last_s = now_s
 
+    def rejected(self, limit: str) -> None:
+        """Its tenant was past this limit of its own; ``finished`` is still to be called."""
+        self._tally.rejections[limit] += 1
+
     def finished(self, outcome: str) -> None:
-        """``outcome`` is vLLM's finish reason: stop, length, abort, error or repetition."""
+        """``outcome`` is vLLM's finish reason (stop, length, abort, error ...), or rejected."""
         self._tally.in_flight -= 1
         self._tally.outcomes[outcome] += 1
 
@@ -113,10 +126,11 @@ class RequestMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield self._outcomes()
+        yield self._rejections()
         yield self._in_flight()
         yield self._counter(
             "fastswitch_prompt_tokens",
-            "Prompt tokens of requests that were started.",
+            "Prompt tokens of requests that came in.",
             lambda tally: tally.prompt_tokens,
         )
         yield self._counter(
@@ -144,6 +158,17 @@ class RequestMetrics(Collector):
         for tenant, tally in self._tallies.items():
             for outcome, count in tally.outcomes.items():
                 family.add_metric((self._gateway, tenant, outcome), count)
+        return family
+
+    def _rejections(self) -> Metric:
+        family = CounterMetricFamily(
+            "fastswitch_rejected_requests",
+            "Requests refused since their tenant was past a limit of its own, by limit.",
+            labels=("gateway", "tenant", "limit"),
+        )
+        for tenant, tally in self._tallies.items():
+            for limit, count in tally.rejections.items():
+                family.add_metric((self._gateway, tenant, limit), count)
         return family
 
     def _in_flight(self) -> Metric:

@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_read_is_explained(path: Path, tmp_path: Path) -> 
         ),
         (
             {"tenants": {"acme": {"wieght": 2}}},
-            "args.tenants.acme.wieght: there is no such setting; allowed are weight",
+            "args.tenants.acme.wieght: there is no such setting; allowed are class, max_concurrent",
         ),
         (
             {"fairness": {"policy": "lottery"}},

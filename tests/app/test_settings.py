@@ -72,6 +72,10 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("tenants", {"no such name!": {}}),
         ("tenants", {"acme": {"weight": 0}}),
         ("tenants", {"acme": {"weight": "heavy"}}),
+        ("tenants", {"acme": {"class": "gold"}}),
+        ("tenants", {"acme": {"tokens_per_minute": 1}}),
+        ("tenants", {"acme": {"max_concurrent": 0}}),
+        ("tenant_defaults", {"max_concurrent": -1}),
         ("tenants", ["acme"]),
         ("tenants_file", 5),
         ("fairness", {"policy": "lottery"}),
@@ -124,14 +128,16 @@ def test_what_is_passed_on_is_plain(name: str) -> None:
 
 
 def test_tenants_come_from_one_place(tmp_path: Path) -> None:
-    """Weights beside a tenants file would be silently unused."""
-    both = {"tenants": {"acme": {"weight": 2.0}}, "tenants_file": tmp_path / "tenants.yaml"}
-    assert "use one of them" in problem(both)
+    """Weights or limits beside a tenants file would be silently unused."""
+    file = {"tenants_file": tmp_path / "tenants.yaml"}
+    assert "use one of them" in problem({"tenants": {"acme": {"weight": 2.0}}, **file})
+    assert "use one of them" in problem({"tenant_defaults": {"max_concurrent": 2}, **file})
 
 
 def test_settings_cross_processes() -> None:
     """Serve hands them to its controller as JSON and to replicas pickled; nobody changes them."""
-    args = AppArgs(model="m", tenants={"acme": TenantSettings(weight=2.0)}, kv_cache_gib=0.5)
+    batch = TenantSettings.model_validate({"class": "batch", "max_concurrent": "unlimited"})
+    args = AppArgs(model="m", tenants={"acme": batch}, kv_cache_gib=0.5)
 
     assert AppArgs.model_validate(json.loads(args.model_dump_json())) == args
     assert pickle.loads(pickle.dumps(args)) == args  # noqa: S301 - our own bytes

@@ -14,7 +14,7 @@ from app.keys import ApiKey, hash_secret, new_key
 from app.settings import TenantSettings
 from app.tenants import TenantDirectory, open_directory, tenant_salt
 from app.tenants_file import KeyRecord, add_key, edit_tenants_file, revoke_key
-from scheduler.shares import TenantShare
+from scheduler.shares import ServiceClass, TenantShare
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -96,6 +96,49 @@ def test_weights_are_the_files_and_else_the_default(path: Path) -> None:
 
     assert directory.shares == {"alice": TenantShare(2.0), "bob": TenantShare(3.0)}
     assert directory.share_of("nobody") == directory.default_share == TenantShare(3.0)
+
+
+def test_what_a_tenant_leaves_out_is_the_defaults(path: Path) -> None:
+    """Class and limits as much as the weight; `unlimited` is no limit whatever the default."""
+    path.write_text(
+        "default_weight: 3\ndefault_class: batch\n"
+        "default_tokens_per_minute: 1000\ndefault_max_concurrent: 4\n"
+        "tenants:\n"
+        "  alice: {class: interactive, tokens_per_minute: 50}\n"
+        "  bob: {tokens_per_minute: unlimited, max_concurrent: unlimited}\n",
+        encoding="utf-8",
+    )
+    directory = TenantDirectory(path)
+
+    interactive, batch = ServiceClass.INTERACTIVE, ServiceClass.BATCH
+    assert directory.share_of("alice") == TenantShare(3.0, interactive, 50, 4)
+    assert directory.share_of("bob") == TenantShare(3.0, batch, None, None)
+    assert directory.share_of("stranger") == TenantShare(3.0, batch, 1000, 4)
+
+
+def test_the_settings_say_as_much_of_tenants_as_a_file() -> None:
+    """Classes, limits and defaults of serve_config.yaml."""
+    tenants = {"alice": TenantSettings.model_validate({"class": "batch", "max_concurrent": 2})}
+    defaults = TenantSettings.model_validate({"weight": 3, "tokens_per_minute": 1000})
+
+    directory = open_directory(None, tenants, defaults)
+
+    assert directory.share_of("alice") == TenantShare(3.0, ServiceClass.BATCH, 1000, 2)
+    assert directory.default_share == TenantShare(3.0, ServiceClass.INTERACTIVE, 1000, None)
+
+
+def test_new_limits_are_taken_up_while_running(path: Path) -> None:
+    """At the next look; a limit that would let nothing in leaves the old one in force."""
+    clock = Clock()
+    path.write_text("tenants: {alice: {max_concurrent: 2}}\n", encoding="utf-8")
+    directory = TenantDirectory(path, clock=clock)
+
+    for content, limit in (("5", 5), ("0", 5), ("unlimited", None)):
+        path.write_text(f"tenants: {{alice: {{max_concurrent: {content}}}}}\n", encoding="utf-8")
+        clock.now_s += 1
+        directory.refresh()
+        assert directory.share_of("alice").max_concurrent == limit
+        assert (directory.last_error is None) == (content != "0")
 
 
 def test_without_a_file_keys_are_off_and_the_settings_weights_count() -> None:

@@ -59,19 +59,43 @@ def test_names_that_yaml_reads_as_something_else_survive(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "is empty; allowed fields: keys_required, default_weight, tenants"),
+        ("", "is empty; allowed fields: keys_required, default_weight, default_class, default_tok"),
         ("- alice\n", "the file holds no fields"),
         ("keys_requird: true\n", "keys_requird is no known field; allowed here: keys_required"),
         ("keys_required: 'yes'\n", "keys_required is 'yes', but it should be a valid boolean"),
         (
             "tenants: {alice: {wieght: 1}}",
-            "tenants.alice.wieght is no known field; allowed here: w",
+            "tenants.alice.wieght is no known field; allowed here: weight, class, tokens_per_min",
         ),
         ("tenants: {alice: {weight: 0}}", "weight 0 is not allowed: from 0.001 to 1000"),
         ("tenants: {alice: {weight: -1}}", "tenants.alice.weight: weight -1 is not allowed"),
         ("tenants: {alice: {weight: .nan}}", "weight nan is not allowed"),
         ("tenants: {alice: {weight: .inf}}", "weight inf is not allowed"),
         ("tenants: {alice: {weight: '2'}}", "tenants.alice.weight is '2', but it should be"),
+        (
+            "tenants: {a: {class: gold}}",
+            "tenants.a.class is 'gold', but it should be 'interactive' or",
+        ),
+        ("tenants: {a: {class_name: batch}}", "tenants.a.class_name is no known field"),
+        (
+            "default_class: gold\n",
+            "default_class is 'gold', but it should be 'interactive' or 'batch'",
+        ),
+        (
+            "tenants: {a: {tokens_per_minute: 0}}",
+            "tenants.a.tokens_per_minute: '0' is not allowed: a whole number from 2 to 10000000000",
+        ),
+        ("tenants: {a: {tokens_per_minute: 1}}", "tokens_per_minute: '1' is not allowed"),
+        ("tenants: {a: {tokens_per_minute: 1.5}}", "tokens_per_minute: '1.5' is not allowed"),
+        ("tenants: {a: {tokens_per_minute: '9'}}", "tokens_per_minute: '9' is not allowed"),
+        (
+            "tenants: {a: {max_concurrent: 0}}",
+            "max_concurrent: '0' is not allowed: a whole number f",
+        ),
+        ("tenants: {a: {max_concurrent: -3}}", "max_concurrent: '-3' is not allowed"),
+        ("tenants: {a: {max_concurrent: true}}", "max_concurrent: 'True' is not allowed"),
+        ("tenants: {a: {max_concurrent: none}}", "from 1 to 1000000000000, or 'unlimited'"),
+        ("default_max_concurrent: .inf\n", "default_max_concurrent: 'inf' is not allowed"),
         ("default_weight: 0\n", "default_weight: weight 0 is not allowed"),
         ("tenants: {alice: }", "tenants.alice holds no fields"),
         ("tenants: {'a b': {}}", "tenant name 'a b' is not allowed: 1 to 64 letters, digits"),
@@ -183,6 +207,23 @@ def test_a_new_key_leaves_the_tenants_weight_alone() -> None:
     settings = add_key(settings, "alice", record())
 
     assert settings.tenants["alice"].weight == 4.0
+
+
+def test_a_new_key_leaves_class_and_limits_alone(tmp_path: Path) -> None:
+    """Making a key rewrites the file, and all that it said of the tenants still stands."""
+    path = tmp_path / "tenants.yaml"
+    path.write_text(
+        "default_max_concurrent: 5\n"
+        "tenants: {alice: {class: batch, tokens_per_minute: 1000, max_concurrent: unlimited}}\n",
+        encoding="utf-8",
+    )
+    before = read_tenants_file(path)
+
+    edit_tenants_file(path, lambda settings: add_key(settings, "alice", record()))
+
+    after = read_tenants_file(path)
+    assert after.model_copy(update={"tenants": before.tenants}) == before
+    assert after.tenants["alice"].model_copy(update={"keys": ()}) == before.tenants["alice"]
 
 
 def test_times_are_times_whatever_other_libraries_do_to_yaml(

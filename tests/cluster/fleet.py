@@ -41,6 +41,11 @@ class Tenant(msgspec.Struct):
     service: float = 0.0
     output_tokens: int = 0
     live: int = 0
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+    tokens_used_last_minute: int = 0
+    tokens_reserved: int = 0
+    rejected: int = 0
 
 
 class Totals(msgspec.Struct):

@@ -27,6 +27,7 @@ from deployments.messages import (
     Join,
     Leave,
     Orders,
+    OverLimit,
     Placed,
     Refused,
     Report,
@@ -62,11 +63,13 @@ class Shares:
     def __init__(self, **weights: float) -> None:
         self.edited: dict[str, float] = weights
         self.edited_default = 1.0
+        self.limited: dict[str, TenantShare] = {}
         self.shares: Mapping[str, TenantShare] = {}
         self.default_share = TenantShare()
 
     def refresh(self) -> None:
-        self.shares = {tenant: TenantShare(weight) for tenant, weight in self.edited.items()}
+        weighted = {tenant: TenantShare(weight) for tenant, weight in self.edited.items()}
+        self.shares = {**weighted, **self.limited}
         self.default_share = TenantShare(self.edited_default)
 
 
@@ -245,6 +248,20 @@ async def test_a_cancelled_request_is_forgotten(clock: HeldClock) -> None:
 
         assert [await call(Cancel(name)) for name in ("r1", "r1", "never")] == [Done()] * 3
         assert (await snapshot(call))["totals"]["live"] == 0
+
+
+async def test_a_tenant_past_its_own_limit_is_refused(clock: HeldClock) -> None:
+    """With what a gateway has to tell its client; the others are placed."""
+    shares = Shares()
+    shares.limited = {"acme": TenantShare(max_concurrent=1)}
+    async with running(clock, shares) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+
+        assert await call(admit("r2")) == OverLimit("acme", "max_concurrent", 1, 1, 1.0)
+        assert isinstance(await call(admit("r3", "other")), Placed)
+        standing = await tenants(call)
+        assert (standing["acme"]["rejected"], standing["acme"]["max_concurrent"]) == (1, 1)
 
 
 async def test_a_gateways_hello_is_answered_with_the_engines(clock: HeldClock) -> None:

@@ -5,16 +5,17 @@ import pickle
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm import SamplingParams
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.engine import (
     EngineCoreOutput,
     EngineCoreOutputs,
@@ -24,16 +25,18 @@ from vllm.v1.engine import (
 )
 
 from deployments import engine_links, fleet_view, router_link
+from deployments.admissions import AdmissionRecord
 from deployments.fleet_view import FleetView
-from deployments.messages import Admit, Cancel, Placed, Refused
-from deployments.vllm_client import EngineLostError, FleetClient, _tenant_salt
+from deployments.messages import Admit, Cancel, OverLimit, Placed, Refused
+from deployments.vllm_client import DeniedError, EngineLostError, FleetClient, _tenant_salt
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
-from scheduler.admission import AdmitRequest
+from scheduler.admission import PRIORITY_BOUND, AdmitRequest, Wishes
 from scheduler.vllm_scheduler import TENANT_ARG
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
 
 CLIENT = 7
+MAX_MODEL_LEN = 100
 ADD, ABORT = EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value
 encode = msgspec.msgpack.Encoder().encode
 
@@ -42,6 +45,8 @@ encode = msgspec.msgpack.Encoder().encode
 class Caller:
     tenant: str = "acme"
     conversation: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    admission: AdmissionRecord = field(default_factory=AdmissionRecord)
 
 
 class Gateway:
@@ -52,7 +57,7 @@ class Gateway:
         self.caller = Caller()
         self.metrics = RequestMetrics("gateway-7", TenantLabels())
         self.failed: dict[str, Exception] = {}
-        self.client = FleetClient(VllmConfig(), CLIENT, view, lambda: self.caller, self.metrics)
+        self.client = FleetClient(make_config(), CLIENT, view, lambda: self.caller, self.metrics)
         self.client.fail_request = self.failed.__setitem__
 
     async def add(self, request_id: str = "r1", **changes: Any) -> EngineCoreRequest:
@@ -72,6 +77,15 @@ class Gateway:
             sample.value for sample in samples if sample.name == "fastswitch_requests_in_flight"
         ]
         return ended if not in_flight else {**ended, "in flight": in_flight}
+
+    def rejections(self) -> dict[tuple[str, str], float]:
+        """Refused requests by tenant and limit."""
+        return {
+            (sample.labels["tenant"], sample.labels["limit"]): sample.value
+            for metric in self.metrics.collect()
+            for sample in metric.samples
+            if sample.name == "fastswitch_rejected_requests_total"
+        }
 
 
 @asynccontextmanager
@@ -94,6 +108,13 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_links, "KNOCK_S", 0.002)
     monkeypatch.setattr(fleet_view, "DIRECTORY_S", 0.01)
     monkeypatch.setattr(router_link, "PAUSE_S", 0.002)
+
+
+def make_config() -> VllmConfig:
+    """Of a model of ``MAX_MODEL_LEN``; no more of it is looked at."""
+    config = VllmConfig()
+    config.model_config = cast("ModelConfig", SimpleNamespace(max_model_len=MAX_MODEL_LEN))
+    return config
 
 
 def make_request(request_id: str = "r1", **changes: Any) -> EngineCoreRequest:
@@ -151,6 +172,99 @@ async def test_the_router_is_told_what_it_needs() -> None:
             ]
             _, sent = await received(engine)
             assert sent.session_id == "talk-1"
+
+
+async def test_the_router_is_told_what_the_sender_wishes() -> None:
+    """What its headers ask for, and the priority as vLLM read it; the engine gets the router's."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            gate.caller = Caller(wishes=Wishes(service_class="batch", ttft_s=0.5, program="p1"))
+            gate.router.place_on("engine-a", priority=7)
+            await gate.add("r1", priority=-3)
+
+            [admit] = gate.router.asked(Admit)
+            assert admit.request.wishes == Wishes(-3, "batch", 0.5, None, "p1")
+            _, sent = await received(engine)
+            assert sent.priority == 7
+
+
+@pytest.mark.parametrize("priority", [PRIORITY_BOUND + 1, -PRIORITY_BOUND - 1, 2**62])
+async def test_a_priority_out_of_bounds_is_refused(priority: int) -> None:
+    """With 400; nobody is asked, nothing is kept."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            with pytest.raises(DeniedError, match=f"priority {priority} is not allowed"):
+                await gate.add("r1", priority=priority)
+
+            denial = gate.caller.admission.denial
+            assert denial is not None
+            assert (denial.status, denial.is_for_good) == (HTTPStatus.BAD_REQUEST, True)
+            assert gate.router.asked(Admit) == []
+            assert gate.client.num_open == 0
+
+
+@pytest.mark.parametrize(("max_tokens", "is_open_ended"), [(96, False), (97, True)])
+async def test_a_request_is_open_ended_where_the_models_length_is_its_bound(
+    max_tokens: int,
+    is_open_ended: bool,  # noqa: FBT001
+) -> None:
+    """vLLM fills that in where a sender sets no limit of its own."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            await gate.add("r1", sampling_params=SamplingParams(max_tokens=max_tokens))
+
+            [admit] = gate.router.asked(Admit)
+            assert admit.request.is_open_ended == is_open_ended
+
+
+async def test_a_tenant_past_its_limit_is_refused() -> None:
+    """With 429, its record says when to come again, no engine hears of it and nothing is kept."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            gate.router.place = lambda _: OverLimit("acme", "max_concurrent", 2, 1, 1.5)
+            with pytest.raises(DeniedError, match="tenant acme has reached its max_concurrent"):
+                await gate.add("r1")
+
+            denial = gate.caller.admission.denial
+            assert denial is not None
+            assert (denial.status, denial.retry_after_s) == (HTTPStatus.TOO_MANY_REQUESTS, 1.5)
+            assert denial.dropped_reason == "rejected-max-concurrent"
+            assert (engine.num_unread, gate.client.num_open) == (0, 0)
+            assert gate.outcomes() == {"rejected": 1}
+            assert gate.rejections() == {("acme", "max_concurrent"): 1}
+
+
+async def test_while_the_router_is_away_nobody_is_held_to_a_limit() -> None:
+    """Only the router counts; without it requests go on."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            gate.router.place = lambda _: OverLimit("acme", "max_concurrent", 2, 1, 1.5)
+            gate.view._router.close()
+            await gate.add("r1")
+
+            kind, _ = await received(engine)
+            assert kind == ADD
+            assert gate.caller.admission.is_decided
+            assert gate.caller.admission.denial is None
+
+
+async def test_an_admission_is_decided_when_every_sequence_has_its_answer() -> None:
+    """Of several at once, the first to be placed decides nothing for the others."""
+    with StandInEngine() as engine:
+        async with gateway(engine) as gate:
+            admission = gate.caller.admission
+            gate.router.place = lambda admit: (
+                Placed("engine-a", 0) if admit.request.request_id == "r1" else None
+            )
+            assert not admission.is_decided
+            waiting = asyncio.create_task(gate.add("r2"))
+            await gate.add("r1")
+            assert not admission.is_decided
+
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            assert admission.is_decided
+            assert admission.denial is None
 
 
 async def test_the_engine_learns_the_tenant_from_us_alone() -> None:
@@ -308,6 +422,10 @@ async def test_without_an_engine_a_request_is_refused() -> None:
             assert caught.value.http_status is HTTPStatus.SERVICE_UNAVAILABLE
             assert gate.client.num_open == 0
             assert gate.outcomes() == {"error": 1}
+            denial = gate.caller.admission.denial
+            assert denial is not None
+            assert (denial.status, denial.dropped_reason) == (503, "rejected-no-endpoints")
+            assert denial.retry_after_s is not None
 
 
 async def test_a_request_that_had_no_output_moves_when_its_engine_is_lost() -> None:
@@ -405,6 +523,13 @@ async def test_other_engines_requests_are_left_alone_when_one_is_lost() -> None:
             await b.send(CLIENT, outputs("b", end=FinishReason.STOP))
             await until(lambda: gate.client.num_open == 0)
             assert gate.failed == {}
+
+
+def test_a_denial_is_an_error_that_crosses_processes() -> None:
+    """Its message and status survive pickling."""
+    error = DeniedError("too much", HTTPStatus.TOO_MANY_REQUESTS)
+    received_error = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert (str(received_error), received_error.http_status) == ("too much", 429)
 
 
 def test_an_engine_that_is_lost_is_an_error_that_crosses_processes() -> None:

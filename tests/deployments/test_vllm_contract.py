@@ -6,6 +6,7 @@ service. What can be run without an engine is run; the rest is pinned by name an
 
 import asyncio
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ import pytest
 from vllm import RequestOutput, SamplingParams, version
 from vllm.config import SchedulerConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.generate.base.serving import PRIORITY_HEADER
 from vllm.entrypoints.launchers.app import build_app
-from vllm.exceptions import GracefulHTTPError
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.exceptions import GracefulHTTPError, QueueOverflowError
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -40,13 +43,19 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from app.edge import wishes
 from app.engine_settings import engine_args
 from app.settings import AppArgs
 from deployments import vllm_client
 from deployments.engine_order import EXCHANGE, HEARTBEAT
 from deployments.vllm_client import FleetClient
 from deployments.vllm_engine import ListeningEngineCore, make_engine_args, one_sentence
-from deployments.vllm_frontend import SERVED_ROUTES, FleetLLM, make_server_args
+from deployments.vllm_frontend import (
+    LOGGING_MODULES,
+    SERVED_ROUTES,
+    FleetLLM,
+    make_server_args,
+)
 from scheduler import vllm_scheduler
 
 
@@ -273,6 +282,32 @@ def test_graceful_errors_reach_clients_as_they_are() -> None:
     error = GracefulHTTPError("gone", HTTPStatus.SERVICE_UNAVAILABLE)
     assert (error.message, error.http_status) == ("gone", 503)
     assert "except (VLLMClientError, GracefulHTTPError)" in inspect.getsource(AsyncLLM.generate)
+
+
+def test_an_admission_that_vllm_refuses_is_told_by_one_method() -> None:
+    """It raises the error that is noted, and is asked by whoever adds requests."""
+    assert issubclass(QueueOverflowError, GracefulHTTPError)
+    assert "self.check_admission(" in inspect.getsource(AsyncLLM.add_request)
+    assert "self.check_admission(" in inspect.getsource(AsyncLLM._add_request)
+
+
+def test_the_modules_that_log_a_requests_error_are_called_so() -> None:
+    """Their loggers have the modules' names."""
+    for name in LOGGING_MODULES:
+        module = importlib.import_module(name)
+        assert module.logger.name == name
+        assert "logger.exception(" in inspect.getsource(module)
+
+
+def test_a_sender_without_a_limit_gets_the_models() -> None:
+    """Prompt and output then come to the model's length."""
+    assert get_max_tokens(100, None, 30, {}) == 70
+    assert get_max_tokens(100, 8, 30, {}) == 8
+
+
+def test_the_priority_header_has_this_name() -> None:
+    """Its form is checked before vLLM reads it."""
+    assert PRIORITY_HEADER.lower() == wishes.PRIORITY_HEADER
 
 
 async def test_an_error_ends_a_requests_outputs() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,21 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.exceptions import QueueOverflowError
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequestType
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+)
 
 from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args
 from app.settings import AppArgs
 from app.tenants import open_directory
 from deployments import engine_links, fleet_view, router_link
+from deployments.admissions import AdmissionRecord
 from deployments.fleet_view import FleetView
-from deployments.messages import Admit, EngineCard, Placed, Refused
+from deployments.messages import Admit, EngineCard, OverLimit, Placed, Refused
 from deployments.vllm_client import EngineLostError, FleetClient
 from deployments.vllm_engine import make_engine_args
 from deployments.vllm_frontend import (
@@ -36,6 +42,7 @@ from deployments.vllm_frontend import (
 )
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
+from scheduler.admission import Wishes
 from tests.deployments.conftest import MAX_MODEL_LEN, RunningEngine
 from tests.deployments.engine_watch import Watch
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
@@ -51,6 +58,8 @@ _indices = iter(range(1000, 2000))
 class Caller:
     tenant: str = "acme"
     conversation: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    admission: AdmissionRecord = field(default_factory=AdmissionRecord)
 
 
 class Frontend:
@@ -423,6 +432,105 @@ async def test_without_an_engine_the_answer_says_so(
 
             assert answer.status_code == 503
             assert "no engine is ready" in answer.json()["error"]["message"]
+
+
+CALLS = {
+    "/v1/chat/completions": chat(),
+    "/v1/completions": {"model": "tiny", "prompt": "Hello", "max_tokens": 8},
+    "/v1/responses": {"model": "tiny", "input": "Hello", "max_output_tokens": 8},
+    "/v1/messages": {
+        "model": "tiny",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": "Hello"}],
+    },
+}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("path", CALLS)
+async def test_a_tenant_past_its_limit_is_answered_429(
+    new_frontend: Any,
+    arguments: dict[str, Any],
+    path: str,
+    is_streamed: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Streamed or not, by every API, before anything of an answer; and not as a fault of ours."""
+    with StandInEngine("engine-a") as a:
+        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
+            frontend.router.place = lambda _: OverLimit("default", "tokens_per_minute", 9, 8, 3.5)
+            answer = await client.post(path, json={**CALLS[path], "stream": is_streamed})
+
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "4")
+            assert "has reached its tokens_per_minute of 9" in answer.json()["error"]["message"]
+            assert (a.num_unread, frontend.num_registered) == (0, 0)
+            assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("several", [{"n": 3}, {"prompt": ["a", "b", "c"]}])
+async def test_a_request_of_several_sequences_is_refused_as_one(
+    new_frontend: Any,
+    arguments: dict[str, Any],
+    several: dict[str, Any],
+    is_streamed: bool,  # noqa: FBT001
+) -> None:
+    """The second is past the limit: the answer is 429, and the first is taken back."""
+    with StandInEngine("engine-a") as a:
+        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
+            places = iter([Placed("engine-a", 0), OverLimit("default", "max_concurrent", 1, 1, 1)])
+            frontend.router.place = lambda _: next(places, Placed("engine-a", 0))
+            body = {**CALLS["/v1/completions"], **several, "stream": is_streamed}
+            answer = await client.post("/v1/completions", json=body)
+
+            assert answer.status_code == 429
+            await until(lambda: frontend.num_registered == 0)
+            running: set[str] = set()
+            await until(lambda: a.num_unread)
+            while a.num_unread:
+                kind, payload, *_ = await a.received()
+                if kind == EngineCoreRequestType.ADD.value:
+                    running.add(msgspec.msgpack.decode(payload, type=EngineCoreRequest).request_id)
+                else:
+                    running -= set(msgspec.msgpack.decode(payload))
+            assert running == set()
+
+
+@pytest.mark.parametrize(("field", "header"), [(3, None), (3, "-4"), (None, "-4")])
+async def test_vllms_own_priority_is_a_wish(
+    new_frontend: Any, arguments: dict[str, Any], field: int | None, header: str | None
+) -> None:
+    """In the body or in the header, which counts before it."""
+    with StandInEngine("engine-a") as a:
+        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
+            frontend.router.place = lambda _: OverLimit("default", "max_concurrent", 1, 1, 1)
+            body = chat() if field is None else chat(priority=field)
+            headers = {} if header is None else {"X-Vllm-Priority": header}
+            await client.post("/v1/chat/completions", json=body, headers=headers)
+
+            [admit] = frontend.router.asked(Admit)
+            assert admit.request.wishes.priority == int(header or field or 0)
+
+
+async def test_past_its_bound_a_gateway_answers_503(
+    new_frontend: Any,
+    arguments: dict[str, Any],
+    config: VllmConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream as well, with the time after which to come again."""
+    monkeypatch.setattr(config.scheduler_config, "max_num_queued_reqs", 1)
+    with StandInEngine("engine-a") as a:
+        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
+            path = "/v1/chat/completions"
+            first = asyncio.create_task(client.post(path, json=chat()))
+            await a.received()
+            answer = await client.post(path, json=chat(stream=True))
+            first.cancel()
+
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
 
 
 async def test_a_stream_whose_engine_is_lost_ends_with_the_error(

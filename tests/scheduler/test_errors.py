@@ -8,6 +8,7 @@ from scheduler.errors import (
     InvalidWeightError,
     NoEngineError,
     NotFreshError,
+    QuotaExceededError,
     SchedulerError,
     UnknownEngineError,
 )
@@ -24,6 +25,17 @@ from scheduler.errors import (
         (
             InvalidWeightError("acme", -1.0),
             "tenant acme: weight -1.0 must be a finite number above 0",
+        ),
+        (
+            QuotaExceededError("acme", "max_concurrent", most=2, wanted=1, retry_after_s=1.2),
+            "tenant acme has reached its max_concurrent of 2; try again in 2 s",
+        ),
+        (
+            QuotaExceededError("acme", "tokens_per_minute", most=9, wanted=10, retry_after_s=60),
+            (
+                "tenant acme: this request alone may take 10 tokens, prompt and output together, "
+                "and tokens_per_minute is 9; shorten the prompt or lower max_tokens"
+            ),
         ),
         (
             NotFreshError(num_engines=1, num_requests=7),

@@ -13,6 +13,7 @@ from scheduler.errors import (
     InvalidWeightError,
     NoEngineError,
     NotFreshError,
+    QuotaExceededError,
     UnknownEngineError,
 )
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
@@ -680,13 +681,109 @@ def test_a_checkpoint_does_not_change_with_its_fleet() -> None:
     assert msgspec.msgpack.encode(checkpoint) == encoded
 
 
+# --- limits of a tenant's own ----------------------------------------------------------------
+
+
+def limited_fleet() -> FleetScheduler:
+    """Two engines; tenant acme may have two requests at once."""
+    fleet = make_fleet("e1", "e2")
+    fleet.set_tenants({"acme": TenantShare(max_concurrent=2)})
+    return fleet
+
+
+def test_a_tenant_past_its_own_limit_is_refused_and_leaves_no_trace() -> None:
+    """The others are let in, and so is it when one of its requests has ended."""
+    fleet = limited_fleet()
+    placement = place(fleet, ask("r1"))
+    fleet.admit(ask("r2"))
+
+    with pytest.raises(QuotaExceededError, match="max_concurrent of 2"):
+        fleet.admit(ask("r3"))
+    fleet.admit(ask("o1", "other"))
+    assert (tenant(fleet, "acme")["live"], tenant(fleet, "acme")["rejected"]) == (2, 1)
+    fleet.on_report(placement.engine_id, progress(1, [], [finished("r1", done=(100, 9))]))
+    fleet.admit(ask("r3"))
+
+
+@pytest.mark.parametrize("end", ["cancel", "leave", "unseen"])
+def test_however_a_request_ends_its_reservation_goes_with_it(end: str) -> None:
+    """Cancelled by its gateway, lost with its engine, or never seen there."""
+    clock = HeldClock()
+    fleet = make_fleet("e1", clock=clock)
+    fleet.set_tenants({"acme": TenantShare(tokens_per_minute=200)})
+    fleet.admit(ask("r1"))
+    assert tenant(fleet, "acme")["tokens_reserved"] == 200
+
+    if end == "cancel":
+        fleet.cancel("r1")
+    elif end == "leave":
+        fleet.leave("e1")
+    else:
+        clock.now_s += UNSEEN_TIMEOUT_S + 1
+        fleet.priority_changes("e1")
+
+    assert tenant(fleet, "acme")["tokens_reserved"] == 0
+
+
+def test_a_request_in_line_counts_and_may_ask_again() -> None:
+    """It was let in: asking for its place again is no second request; leaving frees its room."""
+    fleet = make_fleet("e1")
+    fleet.set_tenants({"acme": TenantShare(max_concurrent=50)})
+    placements = [fleet.admit(ask(f"r{number}")) for number in range(50)]
+    assert placements[-1] is None
+
+    with pytest.raises(QuotaExceededError):
+        fleet.admit(ask("more"))
+    assert fleet.admit(ask("r49")) is None
+    fleet.cancel("r49")
+    assert fleet.admit(ask("more")) is None
+
+
+def test_without_an_engine_nothing_is_reserved() -> None:
+    """A request that no engine can take has not counted."""
+    fleet = make_fleet()
+    fleet.set_tenants({"acme": TenantShare(max_concurrent=1)})
+    for _ in range(2):
+        with pytest.raises(NoEngineError):
+            fleet.admit(ask("r1"))
+
+
+def test_a_request_that_has_lost_its_engine_is_not_refused() -> None:
+    """It was let in before, also where this router knows nothing of it."""
+    fleet = limited_fleet()
+    fleet.admit(ask("r1"))
+    fleet.admit(ask("r2"))
+
+    assert place(fleet, ask("r3"), avoid=frozenset({"e1"})).engine_id == "e2"
+    with pytest.raises(QuotaExceededError):
+        fleet.admit(ask("r4"))
+
+
+def test_a_new_fleet_goes_on_with_what_counts_against_the_limits() -> None:
+    """Live requests and what was used in the last minute, as the checkpoint has them."""
+    fleet, heir = make_fleet("e1"), make_fleet()
+    shares = {"acme": TenantShare(tokens_per_minute=300)}
+    for each in (fleet, heir):
+        each.set_tenants(shares)
+    fleet.admit(ask("r1"))
+    fleet.on_report("e1", progress(1, [live("r1", done=(100, 50))]))
+    heir.restore(fleet.checkpoint())
+
+    restored = tenant(heir, "acme")
+    assert (restored["tokens_used_last_minute"], restored["tokens_reserved"]) == (150, 50)
+    heir.join("e1", CAPACITY)
+    with pytest.raises(QuotaExceededError):
+        heir.admit(ask("r2", prompt_tokens=1))
+
+
 # --- what people read -----------------------------------------------------------------------
 
 
 def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
     """Shares received and entitled, requests by state, engines as they last reported."""
     fleet = make_fleet("e1")
-    fleet.set_tenants({"a": TenantShare(3.0), "idle": TenantShare(5.0)})
+    limited = TenantShare(3.0, tokens_per_minute=1000)
+    fleet.set_tenants({"a": limited, "idle": TenantShare(5.0)})
     for request_id, name in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         fleet.admit(ask(request_id, name))
     fleet.on_report(
@@ -706,6 +803,12 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
     assert fleet.snapshot()["policy"] == "vtc"
     assert tenant(fleet, "a") == {
         "weight": 3.0,
+        "class": "interactive",
+        "tokens_per_minute": 1000,
+        "max_concurrent": None,
+        "tokens_used_last_minute": 100,
+        "tokens_reserved": 300,
+        "rejected": 0,
         "service": 100.0,
         "prompt_tokens": 100,
         "output_tokens": 0,

@@ -46,6 +46,21 @@ def test_a_request_is_in_flight_until_it_ends() -> None:
     assert exposed.value("fastswitch_prompt_tokens_total", tenant="a") == 15
 
 
+def test_a_rejection_counts_by_its_limit_and_ends_the_request() -> None:
+    """Under the tenant's label, which invented names do not multiply."""
+    exposed = Exposed(TenantLabels(["a"], max_tenants=1))
+    for tenant in ("a", "invented", "another"):
+        meter = exposed.metrics.started(tenant, 10, now_s=0.0)
+        meter.rejected("max_concurrent")
+        meter.finished("rejected")
+
+    name = "fastswitch_rejected_requests_total"
+    assert exposed.value(name, tenant="a", limit="max_concurrent") == 1
+    assert exposed.value(name, tenant=REST, limit="max_concurrent") == 2
+    assert exposed.value("fastswitch_requests_in_flight", tenant="a") == 0
+    assert exposed.value("fastswitch_requests_total", tenant="a", outcome="rejected") == 1
+
+
 def test_the_first_tokens_time_is_told_apart_from_the_later_gaps() -> None:
     """The time to the first token and the gaps after it land in histograms of their own."""
     exposed = Exposed()
@@ -128,12 +143,14 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     exposed = Exposed()
     meter = exposed.metrics.started("a", 1, now_s=0.0)
     meter.tokens(2, 0.1)
+    meter.rejected("max_concurrent")
     meter.finished("length")
 
     parsed = parse_openmetrics(exposed.openmetrics_text())  # type: ignore[no-untyped-call]
     families = {family.name: family for family in parsed}
     assert {name: family.type for name, family in families.items()} == {
         "fastswitch_requests": "counter",
+        "fastswitch_rejected_requests": "counter",
         "fastswitch_requests_in_flight": "gauge",
         "fastswitch_prompt_tokens": "counter",
         "fastswitch_output_tokens": "counter",
@@ -143,4 +160,4 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     for family in families.values():
         assert family.documentation.endswith(".")
         for sample in family.samples:
-            assert set(sample.labels) - {"le", "outcome"} == {"gateway", "tenant"}
+            assert set(sample.labels) - {"le", "outcome", "limit"} == {"gateway", "tenant"}
