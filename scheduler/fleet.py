@@ -295,11 +295,15 @@ class FleetScheduler:
         self._line.add(request, request.priority)
 
     def _call_up(self) -> None:
-        """Give places to those in line, the most urgent first, until there is none for one."""
-        while (first := self._line.first()) is not None:
-            request, priority = first
+        """Give places to those in line, the most urgent first, until there is none for one.
+
+        One that may not go everywhere holds up nobody: there may be room where it may not go.
+        """
+        for request, priority in self._line.in_order():
             warm = self._warmth.engine(request, request.prefixes)
             engine_id = self._seating.choose(request, priority, warm=warm, avoid=request.avoid)
+            if engine_id is None and request.avoid:
+                continue
             if engine_id is None:
                 return
             request.priority = priority

@@ -5,10 +5,11 @@ How urgent they are is the policy's to say, which engine has room is ``seating``
 """
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
+from scheduler.displacement import ranked
 from scheduler.tracking import TrackedRequest
 
 
@@ -51,14 +52,13 @@ class WaitingLine:
     def remove(self, request_id: str) -> None:
         del self._requests[request_id], self._places[request_id]
 
-    def first(self) -> tuple[TrackedRequest, int] | None:
-        """Who is next, and how urgent it is."""
-        while self._heap:
-            place = self._heap[0]
-            if self._places.get(place.request_id) == place:
-                return self._requests[place.request_id], place.priority
+    def in_order(self) -> Iterator[tuple[TrackedRequest, int]]:
+        """Who is next and how urgent it is, one by one; each may be removed once it was given."""
+        while self._heap and not self._is_present(self._heap[0]):
             heapq.heappop(self._heap)
-        return None
+        for place in ranked(self._heap):
+            if self._is_present(place):
+                yield self._requests[place.request_id], place.priority
 
     def reorder(self, priorities: Iterable[int]) -> None:
         """Give the requests, in the order of ``requests``, these priorities; turns stay."""
@@ -68,6 +68,9 @@ class WaitingLine:
         }
         self._heap = list(self._places.values())
         heapq.heapify(self._heap)
+
+    def _is_present(self, place: _Place) -> bool:
+        return self._places.get(place.request_id) == place
 
     def _in_turn(self) -> Iterable[_Place]:
         return (self._places[request_id] for request_id in self._requests)

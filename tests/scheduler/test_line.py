@@ -56,7 +56,7 @@ class AnyLine(RuleBasedStateMachine):
 
     @invariant()
     def the_first_is_the_most_urgent_and_among_equals_the_earliest(self) -> None:
-        first = self.line.first()
+        first = next(self.line.in_order(), None)
         assert len(self.line) == len(self.model)
         if first is None:
             assert not self.model
@@ -64,6 +64,11 @@ class AnyLine(RuleBasedStateMachine):
             expected = min(self.model, key=lambda name: self.model[name])
             assert (first[0].request_id, first[1]) == (expected, self.model[expected][0])
             assert expected in self.line
+
+    @invariant()
+    def all_come_in_turn(self) -> None:
+        names = [request.request_id for request, _ in self.line.in_order()]
+        assert names == sorted(self.model, key=lambda name: self.model[name])
 
 
 TestAnyLine = AnyLine.TestCase
