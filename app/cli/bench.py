@@ -47,6 +47,7 @@ BENCHES = (
     Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
     Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
     Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
+    Bench("schedule", "ops.bench.schedule", "our part of a scheduling step"),
 )
 
 
