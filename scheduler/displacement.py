@@ -11,9 +11,9 @@ was displaced itself displaces only those that have run a quantum; a newcomer di
 
 import heapq
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item", bound=Any)
@@ -129,25 +129,37 @@ def ranked(heap: Sequence[Item]) -> Iterator[Item]:
 
 
 class _FreedBlocks:
-    """How many blocks would be free if some requests were gone: a shared one only with its last."""
+    """How many blocks would be free if some requests were gone: a shared one only with its last.
+
+    Counted when asked for: where only slots are short, nobody asks.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._num_gone: Counter[int] = Counter()
+        self._uncounted: list[Sequence[HeldBlock]] = []
+        self._count = 0
+        self._num_gone: dict[int, int] = {}
 
-    def add(self, blocks: Sequence[HeldBlock]) -> None:
-        for block in blocks:
-            self._num_gone[block.block_id] += 1
-            self.count += self._num_gone[block.block_id] == block.ref_cnt
+    @property
+    def count(self) -> int:
+        while self._uncounted:
+            for block in self._uncounted.pop():
+                num_gone = self._num_gone.get(block.block_id, 0) + 1
+                self._num_gone[block.block_id] = num_gone
+                self._count += num_gone == block.ref_cnt
+        return self._count
 
     def num_among(self, blocks: Sequence[HeldBlock]) -> int:
-        if not self.count:
+        if not blocks or not self.count:
             return 0
-        return sum(0 < self._num_gone[block.block_id] == block.ref_cnt for block in blocks)
+        return sum(0 < self._num_gone.get(one.block_id, 0) == one.ref_cnt for one in blocks)
+
+    def add(self, blocks: Sequence[HeldBlock]) -> None:
+        self._uncounted.append(blocks)
 
     def remove(self, blocks: Sequence[HeldBlock]) -> None:
+        self._count = self.count
         for block in blocks:
-            self.count -= self._num_gone[block.block_id] == block.ref_cnt
+            self._count -= self._num_gone[block.block_id] == block.ref_cnt
             self._num_gone[block.block_id] -= 1
 
 
@@ -160,6 +172,7 @@ class _Choice:
     def __init__(self, running: Iterable[RunningRequest], room: Room) -> None:
         self._unseen = iter(running)
         self._seen: list[RunningRequest] = []
+        self._num_first_gone = 0  # of those seen, so many in a row have gone, from the worst on
         self._gone: set[str] = set()
         self._held: set[str] = set()
         self._freed = _FreedBlocks()
@@ -185,7 +198,7 @@ class _Choice:
         """
         if self._num_blocks >= 0:
             return
-        for one in sorted(self._worst_first(), key=lambda one: one.is_in_quantum):
+        for one in sorted(self._worst_staying_first(), key=lambda one: one.is_in_quantum):
             if self._num_blocks + self._freed.count >= 0 or self._num_beside <= 1:
                 return
             self._send_away(one)
@@ -210,33 +223,40 @@ class _Choice:
 
     def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         """Those still running whose rank is lower than that of ``request``, worst first."""
-        for one in self._worst_first():
+        for one in self._worst_staying_first():
             if one.priority <= request.priority:
                 return
-            if one.request_id not in self._gone:
-                yield one
+            yield one
 
     def _displaceable_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         for one in self._outranked_by(request):
             if not (one.is_in_quantum and request.was_displaced):
                 yield one
 
-    def _worst_first(self) -> Iterator[RunningRequest]:
-        yield from self._seen
+    def _worst_staying_first(self) -> Iterator[RunningRequest]:
+        seen, gone = self._seen, self._gone
+        while self._num_first_gone < len(seen) and seen[self._num_first_gone].request_id in gone:
+            self._num_first_gone += 1
+        for one in islice(seen, self._num_first_gone, None):
+            if one.request_id not in gone:
+                yield one
         for one in self._unseen:
-            self._seen.append(one)
+            seen.append(one)
             yield one
 
     def _has_slot_and_blocks(self, request: WaitingRequest) -> bool:
         return self._num_slots + request.has_slot > 0 and self._num_lacking_blocks(request) <= 0
 
     def _num_lacking_blocks(self, request: WaitingRequest) -> int:
-        watermark = self._watermark_blocks if self._num_beside else 0
-        # What a victim shared with it is free for others to take, but not for itself.
-        num_needed = request.num_blocks + self._freed.num_among(request.cached_blocks) + watermark
+        num_lacking = request.num_blocks - self._num_blocks
+        if self._num_beside:
+            num_lacking += self._watermark_blocks
         if request.is_load:
-            num_needed += self._num_reserved_blocks
-        return num_needed - self._num_blocks - self._freed.count
+            num_lacking += self._num_reserved_blocks
+        if num_lacking + len(request.cached_blocks) <= 0:
+            return num_lacking  # whatever victims free
+        # What a victim shared with it is free for others to take, but not for itself.
+        return num_lacking + self._freed.num_among(request.cached_blocks) - self._freed.count
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
         if self._is_out_of_reach(request):
@@ -248,7 +268,8 @@ class _Choice:
             self._send_away(one)
             gone.append(one)
         # A small one may have gone in vain before a big one made the room alone.
-        return [one for one in reversed(gone) if not self._can_spare(one, request)]
+        in_vain = {one.request_id for one in reversed(gone[:-1]) if self._can_spare(one, request)}
+        return [one for one in reversed(gone) if one.request_id not in in_vain]
 
     def _is_out_of_reach(self, request: WaitingRequest) -> bool:
         """Whether no displacement could make room: a cheap answer for one that waits for long."""
@@ -295,6 +316,7 @@ class _Choice:
 
     def _bring_back(self, one: RunningRequest) -> None:
         self._gone.remove(one.request_id)
+        self._num_first_gone = 0
         self._freed.remove(one.blocks)
         self._num_beside += 1
         self._num_slots -= 1

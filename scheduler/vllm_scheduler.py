@@ -10,7 +10,6 @@ methods; each private name leaned on here, in ``scheduler.vllm_displacement`` an
 import time
 from collections import deque
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 
 from msgspec import structs
@@ -52,6 +51,7 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress = ProgressTracker()
         self._costs = StepCosts()
         self._new_priorities: dict[str, int] = {}
+        self._catching_up: set[str] = set()  # of those that fell back, those that run
         self._steps_begun_s: deque[float] = deque()  # of steps whose output is not back yet
         self._last_output_s = 0.0
         self._is_anybody_left_waiting = False
@@ -113,15 +113,15 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._order_running()
         self._make_way()
         self._copy_ahead()
-        has_prefills = bool(self._inflight_prefills)  # one may turn into a decode
         output = super().schedule(throttle_prefills)
         self._is_anybody_left_waiting = bool(self.waiting)
         admitted = [new.req_id for new in output.scheduled_new_reqs]
         admitted += output.scheduled_cached_reqs.resumed_req_ids
         for request_id in admitted:
             self._quantum_ends[request_id] = self._quantum_end(self.requests[request_id])
-        if has_prefills or admitted:
-            self._is_running_in_order = False
+        # Those that wait are left out: they may be many, and this is asked in every step.
+        self._catching_up.update(self._progress.fallen_back & admitted)
+        self._unsettled.update(admitted)
         self._count_recomputed(output)
         return output
 
@@ -141,6 +141,7 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress.advance(request.request_id, _standing(request))
         self._progress.fall_back(request.request_id, num_computed)
         self._quantum_ends.pop(request.request_id, None)
+        self._catching_up.discard(request.request_id)
         self._num_preemptions += 1
         # Whoever drops the output in flight wants the KV behind it gone too.
         if num_computed and (drop_stale_output or not self._keep(request)):
@@ -181,19 +182,11 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     def _apply_priorities(self) -> None:
         new_priorities, self._new_priorities = self._new_priorities, {}
-        is_anybody_moved = False
         for request_id, priority in new_priorities.items():
             request = self.requests.get(request_id)
             if request is not None and request.priority != priority:
                 request.priority = priority
-                is_anybody_moved = True
-        if is_anybody_moved:
-            for heap in self._waiting_heaps:
-                # A sorted list is a heap. Two sorts by numbers take 0.6 of heapify's time, which
-                # compares requests in Python (2,000 of them: 0.23 against 0.36 ms).
-                heap.sort(key=attrgetter("arrival_time"))
-                heap.sort(key=attrgetter("priority"))
-            self._is_running_in_order = False
+                self._rank_anew(request)
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
@@ -262,9 +255,10 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     def _count_recomputed(self, output: SchedulerOutput) -> None:
         scheduled = output.num_scheduled_tokens
-        for request_id in self._progress.fallen_back & scheduled.keys():
+        for request_id in self._catching_up & scheduled.keys():
             end = self.requests[request_id].num_computed_tokens
             self._progress.catch_up(request_id, end - scheduled[request_id], end)
+        self._catching_up &= self._progress.fallen_back
 
     def _switch_counts(self) -> SwitchCounts:
         counts = SwitchCounts(

@@ -1,8 +1,9 @@
-"""The process of a scheduler that schedules for no engine: its steps' output is made up.
+"""The process of a scheduler that schedules for no engine: what a step gives is made up.
 
 Run as ``python -m ops.bench.scheduling_engine``: an engine's arguments as one line of JSON on
 standard input, then a ``SchedulingTrial`` per line; each is answered with ``SchedulingTimes`` per
-line. No model is loaded and no KV allocated: blocks are numbers to both halves of the scheduler.
+line. No model is loaded and no KV allocated: to the scheduler and the connector beside it blocks
+are numbers anyway. Each copy that they plan has landed when its step is over, after a made-up time.
 """
 
 import gc
@@ -28,11 +29,13 @@ from vllm.v1.kv_cache_interface import (
     KVCacheGroupSpec,
     KVCacheTensor,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from deployments.vllm_engine import make_engine_args
+from kv.swap_manager import SwapReport
+from kv.vllm_connector import SwapMetadata, SwapWorkerMetadata
 from ops.bench.scheduling import (
     DISPLACE,
     LEAD_STEPS,
@@ -46,6 +49,7 @@ from ops.bench.scheduling import (
 from ops.bench.workload import random_ids
 from scheduler.vllm_scheduler import FastSwitchScheduler
 
+COPY_S_PER_BLOCK = 50e-6  # a megabyte at 20 GB/s: loads are then begun beside the steps
 USUAL_PRIORITY = 1000
 PRIORITIES = range(USUAL_PRIORITY - 2, USUAL_PRIORITY + 3)  # of the re-ranked
 OURS = frozenset({"scheduler_cls", "kv_transfer_config", "additional_config"})
@@ -178,9 +182,25 @@ class _Stepping:
                 req_ids=names,
                 req_id_to_index={name: index for index, name in enumerate(names)},
                 sampled_token_ids=[[] if requests[name].is_prefill_chunk else [1] for name in names],
+                kv_connector_output=_copied(output.kv_connector_metadata),
             ),
         )
         return took_s
+
+
+def _copied(metadata: SwapMetadata | None) -> KVConnectorOutput | None:
+    """What the workers would say of a step's copies."""
+    if metadata is None or not metadata.plan.copies:
+        return None
+    report = SwapReport()
+    for copies in metadata.plan.copies:
+        report.blocks[copies.direction] += len(copies)
+        report.busy_s[copies.direction] += len(copies) * COPY_S_PER_BLOCK
+        if copies.request_id is not None:
+            report.landed.add(copies.request_id)
+    return KVConnectorOutput(
+        finished_recving=report.landed, kv_connector_worker_meta=SwapWorkerMetadata(report)
+    )
 
 
 def main() -> None:
