@@ -8,7 +8,7 @@ out is ``scheduler.vllm_scheduler``.
 import heapq
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from operator import attrgetter
 from typing import Any
 
@@ -54,7 +54,8 @@ class DisplacingScheduler(LoadingScheduler):
         elif self._unsettled:
             self._settle()
         # A prefill may have turned into a decode by the next time.
-        self._unsettled = {one.request_id for one in self._split_running()[1]}
+        prefills = takewhile(attrgetter("is_prefill_chunk"), reversed(self.running))
+        self._unsettled = {one.request_id for one in prefills}
 
     def _settle(self) -> None:
         """Put the unsettled in their places: in most steps they are few, where many run."""
@@ -77,9 +78,9 @@ class DisplacingScheduler(LoadingScheduler):
 
     def _worst_first(self) -> Iterable[Request]:
         """Those that run, by rank alone; no more are looked at than are asked for."""
+        if not self.running or not self.running[-1].is_prefill_chunk:
+            return reversed(self.running)
         decodes, prefills = self._split_running()
-        if not prefills:
-            return reversed(decodes)
         return heapq.merge(reversed(decodes), reversed(prefills), key=_rank, reverse=True)
 
     @property
@@ -109,7 +110,7 @@ class DisplacingScheduler(LoadingScheduler):
         if self._pause_state is not PauseState.UNPAUSED or not self.running:
             return False
         worst = self._worst_priority
-        queues = (one for one in self._queues if one and one.peek_request().priority < worst)
+        queues = (one for one in self._queues if one and one.best_priority < worst)
         first = (next(self._ready(queue), None) for queue in queues)
         return any(one is not None and self._has_anybody_in_reach(one) for one in first)
 

@@ -45,6 +45,10 @@ class RankedQueue(RequestQueue):
         for entry in sorted(self._entries.values()):
             yield entry[-1]
 
+    @property
+    def best_priority(self) -> int:
+        return self._heap[0][0]
+
     def best_first(self) -> Iterator[Request]:
         """The same as iterating, at the cost of what is looked at; nothing may change meanwhile."""
         for entry in ranked(self._heap):
