@@ -11,7 +11,7 @@ was displaced itself displaces only those that have run a quantum; a newcomer di
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -68,7 +68,8 @@ class RunningRequest(msgspec.Struct, frozen=True, gc=False):
 class Room:
     """What this step leaves once the running requests have what they ask for.
 
-    Tokens and blocks can be below zero: then not even they get it all.
+    Tokens and blocks can be below zero: then not even they get it all. There may be more blocks
+    than ``num_blocks``: by how many is asked when these are too few, as it takes a while to say.
     """
 
     num_running: int
@@ -77,6 +78,7 @@ class Room:
     num_tokens: int
     watermark_blocks: int = 0  # kept free while anything else runs
     reserved_blocks: int = 0  # that prefills in flight will need after this step
+    count_more_blocks: Callable[[], int] = int  # none
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ class _Choice:
         self._num_beside = room.num_running  # that run, or will
         self._num_slots = room.num_slots
         self._num_blocks = room.num_blocks
+        self._count_more_blocks = room.count_more_blocks
         self._num_tokens = room.num_tokens
 
     @property
@@ -197,6 +200,8 @@ class _Choice:
 
         Those within their quantum go last, but they go: else nobody might ever get on.
         """
+        if self._num_blocks < 0:
+            self._count_blocks()
         if self._num_blocks >= 0:
             return
         for one in sorted(self._worst_staying_first(), key=lambda one: one.is_in_quantum):
@@ -249,15 +254,21 @@ class _Choice:
         return self._num_slots + request.has_slot > 0 and self._num_lacking_blocks(request) <= 0
 
     def _num_lacking_blocks(self, request: WaitingRequest) -> int:
-        num_lacking = request.num_blocks - self._num_blocks
+        num_needed = request.num_blocks
         if self._num_beside:
-            num_lacking += self._watermark_blocks
+            num_needed += self._watermark_blocks
         if request.is_load:
-            num_lacking += self._num_reserved_blocks
-        if num_lacking + len(request.cached_blocks) <= 0:
-            return num_lacking  # whatever victims free
+            num_needed += self._num_reserved_blocks
+        if num_needed + len(request.cached_blocks) <= self._num_blocks:
+            return num_needed - self._num_blocks  # whatever victims free
+        self._count_blocks()
         # What a victim shared with it is free for others to take, but not for itself.
-        return num_lacking + self._freed.num_among(request.cached_blocks) - self._freed.count
+        num_needed += self._freed.num_among(request.cached_blocks)
+        return num_needed - self._num_blocks - self._freed.count
+
+    def _count_blocks(self) -> None:
+        self._num_blocks += self._count_more_blocks()
+        self._count_more_blocks = int
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
         if self._is_out_of_reach(request):

@@ -8,6 +8,7 @@ out is ``scheduler.vllm_scheduler``.
 import heapq
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, takewhile
 from operator import attrgetter
 from typing import Any
@@ -45,6 +46,9 @@ class DisplacingScheduler(LoadingScheduler):
         self._is_running_in_order = True  # but for the unsettled
         self._unsettled: set[str] = set()  # at the end of running: new there, or prefills
         self._quantum_ends: dict[str, int] = {}  # the first step after it, for all that run
+        self._token_budget = min(
+            self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
+        )
         self._block_sizes = [manager.block_size for manager in self._managers]
 
     def _order_running(self) -> None:
@@ -145,10 +149,9 @@ class DisplacingScheduler(LoadingScheduler):
         # Given up, but a step in flight still writes them: theirs by the step after this one.
         num_blocks += sum(len(blocks) for _, blocks in self.deferred_frees)
         decodes, prefills = self._split_running()
-        # A decode takes one token: quicker said for all of them than asked of each.
+        # A decode takes one token, and at most one block of each kind.
         num_tokens = self._token_budget - len(decodes)
-        for size in self._block_sizes:
-            num_blocks -= [one.num_computed_tokens % size for one in decodes].count(0)
+        num_blocks -= len(decodes) * len(self._block_sizes)
         for request in prefills:
             num_wanted = self._num_wanted_tokens(request)
             num_tokens -= num_wanted
@@ -160,6 +163,14 @@ class DisplacingScheduler(LoadingScheduler):
             num_tokens=num_tokens,
             watermark_blocks=self.kv_cache_manager.watermark_blocks,
             reserved_blocks=sum(map(self._num_reserved_blocks, self._inflight_prefills)),
+            count_more_blocks=partial(self._num_decodes_within_blocks, decodes),
+        )
+
+    def _num_decodes_within_blocks(self, decodes: Sequence[Request]) -> int:
+        """How many of so many decodes need no new block in this step; summed over the kinds."""
+        return sum(
+            len(decodes) - [one.num_computed_tokens % size for one in decodes].count(0)
+            for size in self._block_sizes
         )
 
     def _describe_running(self, request: Request) -> RunningRequest:
@@ -304,10 +315,6 @@ class DisplacingScheduler(LoadingScheduler):
         """How many of its tokens a request would take of one step."""
         threshold = self.scheduler_config.long_prefill_token_threshold or num_left
         return min(num_left, threshold, self._token_budget)
-
-    @property
-    def _token_budget(self) -> int:
-        return min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
 
     def _is_ready(self, request: Request) -> bool:
         """Whether vLLM would admit a waiting request if there were room."""

@@ -51,6 +51,7 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress = ProgressTracker()
         self._costs = StepCosts()
         self._new_priorities: dict[str, int] = {}
+        self._unswitchable: set[str] = set()
         self._catching_up: set[str] = set()  # of those that fell back, those that run
         self._steps_begun_s: deque[float] = deque()  # of steps whose output is not back yet
         self._last_output_s = 0.0
@@ -105,6 +106,8 @@ class FastSwitchScheduler(DisplacingScheduler):
                 arrival_s=request.arrival_time,
                 standing=_standing(request),
             )
+        if not _is_switchable(request):
+            self._unswitchable.add(request.request_id)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:  # noqa: FBT001, FBT002
@@ -166,6 +169,7 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress.advance(request.request_id, _standing(request))
         self._progress.finish(request.request_id, str(request.get_finished_reason()))
         self._quantum_ends.pop(request.request_id, None)
+        self._unswitchable.discard(request.request_id)
         return super()._free_request(request, delay_free_blocks)
 
     def _handle_invalid_blocks(
@@ -203,17 +207,19 @@ class FastSwitchScheduler(DisplacingScheduler):
             return
         num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if self._is_anybody_left_waiting or num_free < LOW_BLOCKS_SHARE * self._num_usable_blocks:
-            likely_victims = islice(self._worst_first(), NUM_LIKELY_VICTIMS)
-            self._keeper.copy_ahead(
-                filter(_is_switchable, likely_victims), self.kv_cache_manager.get_block_ids
+            likely_victims = (
+                one
+                for one in islice(self._worst_first(), NUM_LIKELY_VICTIMS)
+                if one.request_id not in self._unswitchable
             )
+            self._keeper.copy_ahead(likely_victims, self.kv_cache_manager.get_block_ids)
 
     # --- keeping KV, what it costs, and counts ------------------------------------------------
 
     def _keep(self, request: Request) -> bool:
         if self._keeper is None:
             return False
-        if not _is_switchable(request):
+        if request.request_id in self._unswitchable:
             self._num_unswitchable += 1
             return False
         swap_s = self._keeper.predicted_swap_s(self._num_computed_blocks(request))
