@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from scheduler.switch_budget import UNLIMITED, Allowance
+
 Item = TypeVar("Item", bound=Any)
 
 # A run lasts at least so many steps and so many times what the switch behind it cost: switches
@@ -87,20 +89,25 @@ class Displacement:
 
     victims: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    put_off: tuple[str, ...] = ()  # waiting ones for whom others would have gone, were it allowed
 
 
 NO_DISPLACEMENT = Displacement()
 
 
 def choose_displaced(
-    waiting: Iterable[WaitingRequest], running: Iterable[RunningRequest], room: Room
+    waiting: Iterable[WaitingRequest],
+    running: Iterable[RunningRequest],
+    room: Room,
+    allowance: Allowance = UNLIMITED,
 ) -> Displacement:
     """Who makes way. ``waiting`` in the order of admission, ``running`` from worst rank to best.
 
     Both are read only as far as needed: ``waiting`` while it outranks somebody and fits,
-    ``running`` while it is outranked and in the way.
+    ``running`` while it is outranked and in the way. Those who leave for lack of blocks count
+    against the ``allowance``, but leave in any case.
     """
-    choice = _Choice(running, room)
+    choice = _Choice(running, room, allowance)
     choice.cover_shortage()
     for request in waiting:
         # A holder is in the way of better ones until it is admitted, whomever it outranks.
@@ -172,7 +179,11 @@ class _Choice:
     ``_seen`` is what has been read of ``running``, worst first.
     """
 
-    def __init__(self, running: Iterable[RunningRequest], room: Room) -> None:
+    def __init__(
+        self, running: Iterable[RunningRequest], room: Room, allowance: Allowance
+    ) -> None:
+        self._allowance = allowance
+        self._put_off: tuple[str, ...] = ()
         self._unseen = iter(running)
         self._seen: list[RunningRequest] = []
         self._num_first_gone = 0  # of those seen, so many in a row have gone, from the worst on
@@ -193,6 +204,7 @@ class _Choice:
         return Displacement(
             victims=tuple(name for name in names if name in self._gone),
             held=tuple(name for name in names if name in self._held - self._gone),
+            put_off=self._put_off,
         )
 
     def cover_shortage(self) -> None:
@@ -213,9 +225,15 @@ class _Choice:
         return next(self._outranked_by(request), None) is not None
 
     def admit(self, request: WaitingRequest) -> bool:
-        """Make way for a request and count it in; whether it fits. If not, nothing changes."""
+        """Make way for a request and count it in; whether it fits. If not, nobody makes way."""
         gone, held = self._preempt_for(request), self._hold_for(request)
-        if not self._has_slot_and_blocks(request) or self._num_tokens < request.min_tokens:
+        is_fitting = (
+            self._has_slot_and_blocks(request) and self._num_tokens >= request.min_tokens
+        )
+        is_allowed = not gone or len(self._gone) <= self._num_allowed(request)
+        if is_fitting and not is_allowed:
+            self._put_off = (request.request_id,)
+        if not is_fitting or not is_allowed:
             for one in held:
                 self._release(one)
             for one in gone:
@@ -226,6 +244,9 @@ class _Choice:
         self._num_blocks -= request.num_blocks
         self._num_tokens -= min(self._num_tokens, request.num_tokens)
         return True
+
+    def _num_allowed(self, request: WaitingRequest) -> float:
+        return self._allowance.returning if request.was_displaced else self._allowance.new
 
     def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         """Those still running whose rank is lower than that of ``request``, worst first."""

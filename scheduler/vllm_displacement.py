@@ -25,6 +25,7 @@ from scheduler.displacement import (
     WaitingRequest,
     choose_displaced,
 )
+from scheduler.switch_budget import UNLIMITED, Allowance
 from scheduler.vllm_loads import LoadingScheduler
 from scheduler.vllm_waiting import RankedQueue
 
@@ -105,7 +106,12 @@ class DisplacingScheduler(LoadingScheduler):
             self._describe_waiting() if is_anybody_outranked else (),
             map(self._describe_running, self._worst_first()),
             self._room(),
+            self._allowance,
         )
+
+    @property
+    def _allowance(self) -> Allowance:
+        return UNLIMITED
 
     # --- whether there is anything to choose: in most steps there is not ----------------------
 

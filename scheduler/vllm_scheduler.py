@@ -10,6 +10,7 @@ methods; each private name leaned on here, in ``scheduler.vllm_displacement`` an
 import time
 from collections import deque
 from itertools import islice
+from math import inf
 from typing import Any
 
 from msgspec import structs
@@ -23,8 +24,10 @@ from vllm.v1.request import Request, RequestStatus
 
 from scheduler.costs import StepCosts
 from scheduler.displacement import quantum_steps
+from scheduler.engine_config import SchedulerSettings
 from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
+from scheduler.switch_budget import UNLIMITED, Allowance, SwitchBudget
 from scheduler.vllm_displacement import DisplacingScheduler
 from scheduler.vllm_keeper import KVKeeper, SwapTotals
 
@@ -48,6 +51,10 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._keeper: KVKeeper | None = (
             self.connector if isinstance(self.connector, KVKeeper) else None
         )
+        settings = SchedulerSettings.read(self.vllm_config.additional_config)
+        self._budget: SwitchBudget | None = None
+        if settings.max_switches_per_s < inf:
+            self._budget = SwitchBudget(settings.max_switches_per_s, clock=time.monotonic)
         self._progress = ProgressTracker()
         self._costs = StepCosts()
         self._new_priorities: dict[str, int] = {}
@@ -56,6 +63,8 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._steps_begun_s: deque[float] = deque()  # of steps whose output is not back yet
         self._last_output_s = 0.0
         self._is_anybody_left_waiting = False
+        self._put_off: tuple[str, ...] = ()  # in the last step that had to choose
+        self._num_put_off = 0
         self._num_preemptions = 0
         self._num_fallbacks = 0
         self._num_unswitchable = 0
@@ -146,6 +155,8 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._quantum_ends.pop(request.request_id, None)
         self._catching_up.discard(request.request_id)
         self._num_preemptions += 1
+        if self._budget is not None:
+            self._budget.charge()
         # Whoever drops the output in flight wants the KV behind it gone too.
         if num_computed and (drop_stale_output or not self._keep(request)):
             self._num_fallbacks += 1
@@ -184,6 +195,10 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     # --- before a step: ranks, displacement, copies ------------------------------------------
 
+    @property
+    def _allowance(self) -> Allowance:
+        return self._budget.allowance if self._budget is not None else UNLIMITED
+
     def _apply_priorities(self) -> None:
         new_priorities, self._new_priorities = self._new_priorities, {}
         for request_id, priority in new_priorities.items():
@@ -194,6 +209,9 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
+        # One that is put off step after step counts once.
+        self._num_put_off += len({*displacement.put_off} - {*self._put_off})
+        self._put_off = displacement.put_off
         for request_id in displacement.victims:
             self._leave_running(self.requests[request_id])
         for request_id in displacement.held:
@@ -273,6 +291,7 @@ class FastSwitchScheduler(DisplacingScheduler):
             unswitchable=self._num_unswitchable,
             cheaper_recomputes=self._num_cheaper_recomputes,
             recomputed_tokens=self._progress.recomputed_tokens,
+            put_off=self._num_put_off,
         )
         if self._keeper is None:
             return counts

@@ -9,6 +9,7 @@ from scheduler.errors import (
     NoEngineError,
     NotFreshError,
     SchedulerError,
+    SchedulerSettingError,
     UnknownEngineError,
 )
 
@@ -31,6 +32,10 @@ from scheduler.errors import (
                 "a checkpoint can be restored only into a new scheduler: "
                 "this one has 1 engines and 7 live requests"
             ),
+        ),
+        (
+            SchedulerSettingError("max_switches", "unknown"),
+            "additional_config, 'max_switches': unknown",
         ),
     ],
 )
