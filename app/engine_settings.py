@@ -38,9 +38,7 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(kv_gib * GIB) if kv_gib else None,
         "scheduling_policy": "priority",
         "scheduler_cls": scheduler_class_path(async_scheduling=on_cuda),
-        "additional_config": additional_config(
-            max_switches_per_s=args.fairness.max_switches_per_s
-        ),
+        "additional_config": additional_config(max_switches_per_s=args.fairness.max_switches_per_s),
         "kv_transfer_config": transfer_config(args.host_kv_gib) if args.host_kv_gib else None,
         **args.engine_args,
     }

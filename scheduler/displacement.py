@@ -38,7 +38,7 @@ class HeldBlock(Protocol):
     def ref_cnt(self) -> int: ...
 
 
-# Structs, not dataclasses, since many are made in a step: a frozen dataclass takes ten times as long.
+# A struct, as many are made in a step: making a frozen dataclass takes fifteen times as long.
 class WaitingRequest(msgspec.Struct, frozen=True, gc=False):
     """What a waiting request needs to be admitted."""
 
@@ -179,9 +179,7 @@ class _Choice:
     ``_seen`` is what has been read of ``running``, worst first.
     """
 
-    def __init__(
-        self, running: Iterable[RunningRequest], room: Room, allowance: Allowance
-    ) -> None:
+    def __init__(self, running: Iterable[RunningRequest], room: Room, allowance: Allowance) -> None:
         self._allowance = allowance
         self._put_off: tuple[str, ...] = ()
         self._unseen = iter(running)
@@ -227,9 +225,7 @@ class _Choice:
     def admit(self, request: WaitingRequest) -> bool:
         """Make way for a request and count it in; whether it fits. If not, nobody makes way."""
         gone, held = self._preempt_for(request), self._hold_for(request)
-        is_fitting = (
-            self._has_slot_and_blocks(request) and self._num_tokens >= request.min_tokens
-        )
+        is_fitting = self._has_slot_and_blocks(request) and self._num_tokens >= request.min_tokens
         is_allowed = not gone or len(self._gone) <= self._num_allowed(request)
         if is_fitting and not is_allowed:
             self._put_off = (request.request_id,)

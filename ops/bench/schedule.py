@@ -14,8 +14,8 @@ vLLM's ``schedule()`` shows as the difference.
 
 Keys of the JSON: `workloads`: `idle, displace, rerank`, each `share` (ours over vLLM's, all steps
 of a repeat together; the median of the repeats) and `share_max`, `ours_us{mean,p50,p99}` and
-`vllm_us{mean,p50,p99}` of a step, `displaced_per_step`; `plain_us{mean,p50,p99}`; `idle_over_plain`,
-the whole of our step over plain vLLM's; `running, waiting, steps, repeats`.
+`vllm_us{mean,p50,p99}` of a step, `displaced_per_step`; `plain_us{mean,p50,p99}`;
+`idle_over_plain`, the whole of our step over plain vLLM's; `running, waiting, steps, repeats`.
 """
 
 from argparse import ArgumentParser, Namespace

@@ -3,8 +3,6 @@
 What happens inside stands in ``ops.bench.scheduling_engine``, which alone imports vLLM.
 """
 
-from typing import Literal
-
 import msgspec
 
 MODULE = "ops.bench.scheduling_engine"
@@ -28,7 +26,7 @@ class SchedulingTrial(msgspec.Struct, frozen=True):
     With ``is_plain`` by vLLM's own scheduler alone, which displaces nobody.
     """
 
-    workload: Literal["idle", "displace", "rerank"]
+    workload: str  # one of WORKLOADS
     seed: str
     num_running: int
     num_waiting: int

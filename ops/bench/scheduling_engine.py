@@ -181,7 +181,9 @@ class _Stepping:
             ModelRunnerOutput(
                 req_ids=names,
                 req_id_to_index={name: index for index, name in enumerate(names)},
-                sampled_token_ids=[[] if requests[name].is_prefill_chunk else [1] for name in names],
+                sampled_token_ids=[
+                    [] if requests[name].is_prefill_chunk else [1] for name in names
+                ],
                 kv_connector_output=_copied(output.kv_connector_metadata),
             ),
         )

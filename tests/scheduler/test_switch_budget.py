@@ -117,7 +117,7 @@ def test_no_interval_sees_more_than_its_seconds_allow(
 def test_those_that_ran_before_never_use_up_a_newcomers_half(
     rate: float, waits: list[float]
 ) -> None:
-    """However they try, a newcomer can displace at least as often as half a burst has whole ones."""
+    """However they try, a newcomer finds half a burst, and one switch at least."""
     engine = make(rate)
     for wait_s in waits:
         engine.clock.now_s += wait_s
