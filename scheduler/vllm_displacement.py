@@ -7,7 +7,7 @@ out is ``scheduler.vllm_scheduler``.
 
 import heapq
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, takewhile
 from operator import attrgetter
@@ -73,13 +73,12 @@ class DisplacingScheduler(LoadingScheduler):
                 insort(self.running, request, key=_rank)
         self.running += sorted(prefills, key=_rank)
 
-    def _rank_anew(self, request: Request) -> None:
-        """Take note that a live request's priority has changed."""
+    def _rank_anew(self, requests: Collection[Request]) -> None:
+        """Take note that the priorities of these live requests have changed."""
         for queue in self._queues:
-            if request in queue:
-                queue.rank_anew(request)
-                return
-        self._is_running_in_order = False
+            queue.rank_anew(requests)
+        if any(one.status is RequestStatus.RUNNING for one in requests):
+            self._is_running_in_order = False
 
     def _worst_first(self) -> Iterable[Request]:
         """Those that run, by rank alone; no more are looked at than are asked for."""

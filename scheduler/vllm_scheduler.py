@@ -201,11 +201,14 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     def _apply_priorities(self) -> None:
         new_priorities, self._new_priorities = self._new_priorities, {}
+        moved = []
         for request_id, priority in new_priorities.items():
             request = self.requests.get(request_id)
             if request is not None and request.priority != priority:
                 request.priority = priority
-                self._rank_anew(request)
+                moved.append(request)
+        if moved:
+            self._rank_anew(moved)
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()

@@ -38,9 +38,6 @@ class RankedQueue(RequestQueue):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, request: Request) -> bool:
-        return request.request_id in self._entries
-
     def __iter__(self) -> Iterator[Request]:
         for entry in sorted(self._entries.values()):
             yield entry[-1]
@@ -55,22 +52,17 @@ class RankedQueue(RequestQueue):
             if self._is_current(entry):
                 yield entry[-1]
 
-    def rank_anew(self, request: Request) -> None:
-        """Give a request that waits here the place that its priority says now."""
-        self.add_request(request)
+    def rank_anew(self, requests: Iterable[Request]) -> None:
+        """Give those of them that wait here the places that their priorities say now."""
+        for request in requests:
+            if request.request_id in self._entries:
+                self._push(request)
+        self._drop_stale()
 
     # --- what vLLM asks -------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        entry = (
-            request.priority,
-            request.arrival_time,
-            request.request_id,
-            next(self._numbers),
-            request,
-        )
-        self._entries[request.request_id] = entry
-        heapq.heappush(self._heap, entry)
+        self._push(request)
         self._drop_stale()
 
     def prepend_request(self, request: Request) -> None:
@@ -99,7 +91,13 @@ class RankedQueue(RequestQueue):
             self._entries.pop(request.request_id, None)
         self._drop_stale()
 
-    # --- stale entries --------------------------------------------------------------------------
+    # --- entries --------------------------------------------------------------------------------
+
+    def _push(self, request: Request) -> None:
+        request_id = request.request_id
+        entry = (request.priority, request.arrival_time, request_id, next(self._numbers), request)
+        self._entries[request_id] = entry
+        heapq.heappush(self._heap, entry)
 
     def _drop_stale(self) -> None:
         if len(self._heap) > 2 * len(self._entries) + _FEW:
