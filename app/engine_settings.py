@@ -12,6 +12,7 @@ from app.models import model_name
 from app.settings import AppArgs
 from kv.transfer_config import transfer_config
 from scheduler.class_path import scheduler_class_path
+from scheduler.engine_config import additional_config
 
 GIB = 2**30
 DEFAULT_CPU_KV_GIB = 1.0
@@ -37,6 +38,7 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(kv_gib * GIB) if kv_gib else None,
         "scheduling_policy": "priority",
         "scheduler_cls": scheduler_class_path(async_scheduling=on_cuda),
+        "additional_config": additional_config(max_switches_per_s=args.fairness.max_switches_per_s),
         "kv_transfer_config": transfer_config(args.host_kv_gib) if args.host_kv_gib else None,
         **args.engine_args,
     }

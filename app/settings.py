@@ -34,6 +34,7 @@ _OWN_ENGINE_ARGS = frozenset(
         "disable_log_stats",
         "kv_cache_memory_bytes",
         "max_num_queued_reqs",
+        "additional_config",
     }
 )
 
@@ -130,6 +131,13 @@ class FairnessSettings(_Settings):
         le=1e9,
         description="Seconds after which the longest waiting request of a tenant runs first, "
         "however low its rank.",
+    )
+    max_switches_per_s: float | None = Field(
+        default=100.0,
+        gt=0,
+        le=1e6,
+        description="Running requests per engine and second that may make way for better-ranked "
+        "ones; null for no bound. Half of what is saved up is kept for requests that never ran.",
     )
 
     @model_validator(mode="after")

@@ -5,7 +5,9 @@ FastSwitch (arXiv:2411.18424); the rule is ours.
 """
 
 from collections import deque
+from collections.abc import Collection
 from statistics import median
+from typing import NamedTuple
 
 _WINDOW = 32
 # Of the engine's time, what it may spend waiting for copies while others run; half of the one
@@ -20,27 +22,25 @@ class SwapTiming:
     """
 
     def __init__(self) -> None:
-        self._out: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._in: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._waits_for_blocks: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._waits: deque[float] = deque(maxlen=_WINDOW)  # of the same steps
+        self._out, self._in, self._waits_for_blocks = _Rate(), _Rate(), _Rate()
+        self._steps: deque[_Step] = deque(maxlen=_WINDOW)
+        self._typical: _TypicalStep | None = None  # of the present window, once asked for
         self._planned_wait_s = 0.0  # in the step that is being scheduled
 
     def add_out(self, num_blocks: int, seconds: float) -> None:
-        self._out.append((num_blocks, seconds))
+        self._out.add(num_blocks, seconds)
 
     def add_in(self, num_blocks: int, seconds: float) -> None:
-        self._in.append((num_blocks, seconds))
+        self._in.add(num_blocks, seconds)
 
     def add_wait(self, num_blocks: int, seconds: float) -> None:
         """While so many blocks were moved, in either direction, the engine waited so long."""
-        self._waits_for_blocks.append((num_blocks, seconds))
+        self._waits_for_blocks.add(num_blocks, seconds)
 
     def add_step(self, num_requests: int, seconds: float, wait_s: float) -> None:
         """A step of so many requests is over; of its time, the engine waited ``wait_s``."""
-        self._steps.append((num_requests, seconds))
-        self._waits.append(wait_s)
+        self._steps.append(_Step(num_requests, seconds, wait_s))
+        self._typical = None
         self._planned_wait_s = 0.0
 
     def plan_wait(self, num_blocks: int) -> None:
@@ -49,21 +49,21 @@ class SwapTiming:
 
     def in_s(self, num_blocks: int) -> float:
         """What loading so many blocks will take."""
-        return num_blocks * _seconds_per_block(self._in)
+        return num_blocks * self._in.seconds_per_block
 
     def engine_s(self, num_blocks: int) -> float:
         """What the engine will wait for copies if so many blocks leave and come back.
 
         Not what the copies take: most of them are beside its steps.
         """
-        return 2 * num_blocks * _seconds_per_block(self._waits_for_blocks)
+        return 2 * num_blocks * self._waits_for_blocks.seconds_per_block
 
     def num_blocks_out_in_step(self, share: float) -> int | None:
         """How many blocks can be sent in a share of a step; None while that is not known."""
-        seconds_per_block = _seconds_per_block(self._out)
+        seconds_per_block = self._out.seconds_per_block
         if not self._steps or not seconds_per_block:
             return None
-        return int(share * self._step_s / seconds_per_block) + 1
+        return int(share * self._typical_step.seconds / seconds_per_block) + 1
 
     def is_worth_going_on(self, num_blocks: int) -> bool:
         """Whether to load beside the running requests instead of before their next step.
@@ -74,18 +74,48 @@ class SwapTiming:
         """
         if not self._steps:
             return False
-        num_requests = median(requests for requests, _ in self._steps)
+        typical = self._typical_step
         load_s = self.in_s(num_blocks)
-        if num_requests * load_s > self._step_s:
+        if typical.num_requests * load_s > typical.seconds:
             return True
-        wait_s = sum(self._waits) + self._planned_wait_s + load_s
-        return num_requests > 1 and wait_s > _MOST_WAITING * sum(s for _, s in self._steps)
+        is_alone = typical.num_requests <= 1
+        return not is_alone and self._planned_wait_s + load_s > typical.spare_wait_s
 
     @property
-    def _step_s(self) -> float:
-        return median(seconds for _, seconds in self._steps)
+    def _typical_step(self) -> "_TypicalStep":
+        if self._typical is None:
+            self._typical = _TypicalStep.of(self._steps)
+        return self._typical
 
 
-def _seconds_per_block(window: deque[tuple[int, float]]) -> float:
-    num_blocks = sum(blocks for blocks, _ in window)
-    return sum(seconds for _, seconds in window) / num_blocks if num_blocks else 0.0
+class _Rate:
+    """Seconds per block over a window of copies; 0 while there are none."""
+
+    def __init__(self) -> None:
+        self.seconds_per_block = 0.0  # asked for more often than it changes
+        self._window: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+
+    def add(self, num_blocks: int, seconds: float) -> None:
+        self._window.append((num_blocks, seconds))
+        total_blocks = sum(blocks for blocks, _ in self._window)
+        total_s = sum(seconds for _, seconds in self._window)
+        self.seconds_per_block = total_s / total_blocks if total_blocks else 0.0
+
+
+class _Step(NamedTuple):
+    num_requests: int
+    seconds: float
+    wait_s: float
+
+
+class _TypicalStep(NamedTuple):
+    """The medians of a window of steps, and how much longer the engine might have waited in it."""
+
+    num_requests: float
+    seconds: float
+    spare_wait_s: float
+
+    @classmethod
+    def of(cls, steps: Collection[_Step]) -> "_TypicalStep":
+        requests, seconds, waits_s = zip(*steps, strict=True)
+        return cls(median(requests), median(seconds), _MOST_WAITING * sum(seconds) - sum(waits_s))

@@ -93,9 +93,10 @@ class SwapPlanning:
             return
         for request in likely_victims:
             first = self._num_ahead.get(request.request_id, 0)
-            num_full = min(
-                request.num_computed_tokens // self._block_tokens, len(self._keys(request))
-            )
+            num_full = request.num_computed_tokens // self._block_tokens
+            if first >= num_full:
+                continue
+            num_full = min(num_full, len(self._keys(request)))
             if first >= num_full:
                 continue
             before = self.totals.blocks_ahead

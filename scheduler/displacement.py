@@ -11,10 +11,14 @@ was displaced itself displaces only those that have run a quantum; a newcomer di
 
 import heapq
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from scheduler.switch_budget import UNLIMITED, Allowance
 
 Item = TypeVar("Item", bound=Any)
 
@@ -34,8 +38,8 @@ class HeldBlock(Protocol):
     def ref_cnt(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
+# A struct, as many are made in a step: making a frozen dataclass takes fifteen times as long.
+class WaitingRequest(msgspec.Struct, frozen=True, gc=False):
     """What a waiting request needs to be admitted."""
 
     request_id: str
@@ -50,8 +54,7 @@ class WaitingRequest:
     is_load: bool = False  # it would only begin to load, beside what prefills still need
 
 
-@dataclass(frozen=True, slots=True)
-class RunningRequest:
+class RunningRequest(msgspec.Struct, frozen=True, gc=False):
     """What a running request holds, and what it takes in this step."""
 
     request_id: str
@@ -67,7 +70,8 @@ class RunningRequest:
 class Room:
     """What this step leaves once the running requests have what they ask for.
 
-    Tokens and blocks can be below zero: then not even they get it all.
+    Tokens and blocks can be below zero: then not even they get it all. There may be more blocks
+    than ``num_blocks``: by how many is asked when these are too few, as it takes a while to say.
     """
 
     num_running: int
@@ -76,6 +80,7 @@ class Room:
     num_tokens: int
     watermark_blocks: int = 0  # kept free while anything else runs
     reserved_blocks: int = 0  # that prefills in flight will need after this step
+    count_more_blocks: Callable[[], int] = int  # none
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +89,25 @@ class Displacement:
 
     victims: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    put_off: tuple[str, ...] = ()  # waiting ones for whom others would have gone, were it allowed
 
 
 NO_DISPLACEMENT = Displacement()
 
 
 def choose_displaced(
-    waiting: Iterable[WaitingRequest], running: Iterable[RunningRequest], room: Room
+    waiting: Iterable[WaitingRequest],
+    running: Iterable[RunningRequest],
+    room: Room,
+    allowance: Allowance = UNLIMITED,
 ) -> Displacement:
     """Who makes way. ``waiting`` in the order of admission, ``running`` from worst rank to best.
 
     Both are read only as far as needed: ``waiting`` while it outranks somebody and fits,
-    ``running`` while it is outranked and in the way.
+    ``running`` while it is outranked and in the way. Those who leave for lack of blocks count
+    against the ``allowance``, but leave in any case.
     """
-    choice = _Choice(running, room)
+    choice = _Choice(running, room, allowance)
     choice.cover_shortage()
     for request in waiting:
         # A holder is in the way of better ones until it is admitted, whomever it outranks.
@@ -129,25 +139,37 @@ def ranked(heap: Sequence[Item]) -> Iterator[Item]:
 
 
 class _FreedBlocks:
-    """How many blocks would be free if some requests were gone: a shared one only with its last."""
+    """How many blocks would be free if some requests were gone: a shared one only with its last.
+
+    Counted when asked for: where only slots are short, nobody asks.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._num_gone: Counter[int] = Counter()
+        self._uncounted: list[Sequence[HeldBlock]] = []
+        self._count = 0
+        self._num_gone: dict[int, int] = {}
 
-    def add(self, blocks: Sequence[HeldBlock]) -> None:
-        for block in blocks:
-            self._num_gone[block.block_id] += 1
-            self.count += self._num_gone[block.block_id] == block.ref_cnt
+    @property
+    def count(self) -> int:
+        while self._uncounted:
+            for block in self._uncounted.pop():
+                num_gone = self._num_gone.get(block.block_id, 0) + 1
+                self._num_gone[block.block_id] = num_gone
+                self._count += num_gone == block.ref_cnt
+        return self._count
 
     def num_among(self, blocks: Sequence[HeldBlock]) -> int:
-        if not self.count:
+        if not blocks or not self.count:
             return 0
-        return sum(0 < self._num_gone[block.block_id] == block.ref_cnt for block in blocks)
+        return sum(0 < self._num_gone.get(one.block_id, 0) == one.ref_cnt for one in blocks)
+
+    def add(self, blocks: Sequence[HeldBlock]) -> None:
+        self._uncounted.append(blocks)
 
     def remove(self, blocks: Sequence[HeldBlock]) -> None:
+        self._count = self.count
         for block in blocks:
-            self.count -= self._num_gone[block.block_id] == block.ref_cnt
+            self._count -= self._num_gone[block.block_id] == block.ref_cnt
             self._num_gone[block.block_id] -= 1
 
 
@@ -157,9 +179,12 @@ class _Choice:
     ``_seen`` is what has been read of ``running``, worst first.
     """
 
-    def __init__(self, running: Iterable[RunningRequest], room: Room) -> None:
+    def __init__(self, running: Iterable[RunningRequest], room: Room, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._put_off: tuple[str, ...] = ()
         self._unseen = iter(running)
         self._seen: list[RunningRequest] = []
+        self._num_first_gone = 0  # of those seen, so many in a row have gone, from the worst on
         self._gone: set[str] = set()
         self._held: set[str] = set()
         self._freed = _FreedBlocks()
@@ -168,6 +193,7 @@ class _Choice:
         self._num_beside = room.num_running  # that run, or will
         self._num_slots = room.num_slots
         self._num_blocks = room.num_blocks
+        self._count_more_blocks = room.count_more_blocks
         self._num_tokens = room.num_tokens
 
     @property
@@ -176,6 +202,7 @@ class _Choice:
         return Displacement(
             victims=tuple(name for name in names if name in self._gone),
             held=tuple(name for name in names if name in self._held - self._gone),
+            put_off=self._put_off,
         )
 
     def cover_shortage(self) -> None:
@@ -183,9 +210,11 @@ class _Choice:
 
         Those within their quantum go last, but they go: else nobody might ever get on.
         """
+        if self._num_blocks < 0:
+            self._count_blocks()
         if self._num_blocks >= 0:
             return
-        for one in sorted(self._worst_first(), key=lambda one: one.is_in_quantum):
+        for one in sorted(self._worst_staying_first(), key=lambda one: one.is_in_quantum):
             if self._num_blocks + self._freed.count >= 0 or self._num_beside <= 1:
                 return
             self._send_away(one)
@@ -194,9 +223,13 @@ class _Choice:
         return next(self._outranked_by(request), None) is not None
 
     def admit(self, request: WaitingRequest) -> bool:
-        """Make way for a request and count it in; whether it fits. If not, nothing changes."""
+        """Make way for a request and count it in; whether it fits. If not, nobody makes way."""
         gone, held = self._preempt_for(request), self._hold_for(request)
-        if not self._has_slot_and_blocks(request) or self._num_tokens < request.min_tokens:
+        is_fitting = self._has_slot_and_blocks(request) and self._num_tokens >= request.min_tokens
+        is_allowed = not gone or len(self._gone) <= self._num_allowed(request)
+        if is_fitting and not is_allowed:
+            self._put_off = (request.request_id,)
+        if not is_fitting or not is_allowed:
             for one in held:
                 self._release(one)
             for one in gone:
@@ -208,35 +241,51 @@ class _Choice:
         self._num_tokens -= min(self._num_tokens, request.num_tokens)
         return True
 
+    def _num_allowed(self, request: WaitingRequest) -> float:
+        return self._allowance.returning if request.was_displaced else self._allowance.new
+
     def _outranked_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         """Those still running whose rank is lower than that of ``request``, worst first."""
-        for one in self._worst_first():
+        for one in self._worst_staying_first():
             if one.priority <= request.priority:
                 return
-            if one.request_id not in self._gone:
-                yield one
+            yield one
 
     def _displaceable_by(self, request: WaitingRequest) -> Iterator[RunningRequest]:
         for one in self._outranked_by(request):
             if not (one.is_in_quantum and request.was_displaced):
                 yield one
 
-    def _worst_first(self) -> Iterator[RunningRequest]:
-        yield from self._seen
+    def _worst_staying_first(self) -> Iterator[RunningRequest]:
+        seen, gone = self._seen, self._gone
+        while self._num_first_gone < len(seen) and seen[self._num_first_gone].request_id in gone:
+            self._num_first_gone += 1
+        for one in islice(seen, self._num_first_gone, None):
+            if one.request_id not in gone:
+                yield one
         for one in self._unseen:
-            self._seen.append(one)
+            seen.append(one)
             yield one
 
     def _has_slot_and_blocks(self, request: WaitingRequest) -> bool:
         return self._num_slots + request.has_slot > 0 and self._num_lacking_blocks(request) <= 0
 
     def _num_lacking_blocks(self, request: WaitingRequest) -> int:
-        watermark = self._watermark_blocks if self._num_beside else 0
-        # What a victim shared with it is free for others to take, but not for itself.
-        num_needed = request.num_blocks + self._freed.num_among(request.cached_blocks) + watermark
+        num_needed = request.num_blocks
+        if self._num_beside:
+            num_needed += self._watermark_blocks
         if request.is_load:
             num_needed += self._num_reserved_blocks
+        if num_needed + len(request.cached_blocks) <= self._num_blocks:
+            return num_needed - self._num_blocks  # whatever victims free
+        self._count_blocks()
+        # What a victim shared with it is free for others to take, but not for itself.
+        num_needed += self._freed.num_among(request.cached_blocks)
         return num_needed - self._num_blocks - self._freed.count
+
+    def _count_blocks(self) -> None:
+        self._num_blocks += self._count_more_blocks()
+        self._count_more_blocks = int
 
     def _preempt_for(self, request: WaitingRequest) -> list[RunningRequest]:
         if self._is_out_of_reach(request):
@@ -248,7 +297,8 @@ class _Choice:
             self._send_away(one)
             gone.append(one)
         # A small one may have gone in vain before a big one made the room alone.
-        return [one for one in reversed(gone) if not self._can_spare(one, request)]
+        in_vain = {one.request_id for one in reversed(gone[:-1]) if self._can_spare(one, request)}
+        return [one for one in reversed(gone) if one.request_id not in in_vain]
 
     def _is_out_of_reach(self, request: WaitingRequest) -> bool:
         """Whether no displacement could make room: a cheap answer for one that waits for long."""
@@ -295,6 +345,7 @@ class _Choice:
 
     def _bring_back(self, one: RunningRequest) -> None:
         self._gone.remove(one.request_id)
+        self._num_first_gone = 0
         self._freed.remove(one.blocks)
         self._num_beside += 1
         self._num_slots -= 1

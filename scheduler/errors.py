@@ -9,6 +9,12 @@ SchedulerError
 ├── PolicyImportError    a policy named by its import path cannot be had
 ├── QuotaExceededError   a request would take its tenant past a limit of its own
 └── NotFreshError        a checkpoint meets a scheduler that is already at work
+├── NoEngineError          nowhere to run a request
+├── UnknownEngineError     an engine speaks that has not joined
+├── InvalidWeightError     a tenant's weight is not a positive, finite number
+├── InvalidQuotaError      a tenant's limit is not above 0
+├── NotFreshError          a checkpoint meets a scheduler that is already at work
+└── SchedulerSettingError  an engine's scheduler is told what it does not understand
 """
 
 from math import ceil
@@ -131,3 +137,14 @@ class NotFreshError(SchedulerError):
             "a checkpoint can be restored only into a new scheduler: this one has "
             f"{self.num_engines} engines and {self.num_requests} live requests"
         )
+
+
+class SchedulerSettingError(SchedulerError):
+    """A setting in additional_config is unknown or of the wrong kind."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(setting, problem)
+        self.setting, self.problem = setting, problem
+
+    def __str__(self) -> str:
+        return f"additional_config, {self.setting!r}: {self.problem}"

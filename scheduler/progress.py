@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import KeysView
 from dataclasses import dataclass
 
+import msgspec
+
 from scheduler.reports import FinishedRequest, LiveRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Where a request stands in its engine right now."""
 
     prompt_tokens: int

@@ -61,6 +61,7 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     load_waits_1s: int = 0
     load_wait_s: float = 0.0  # together
     cheaper_recomputes: int = 0  # fallbacks since computing again would take less time than a swap
+    put_off: int = 0  # displacements that had to wait, as there had been enough for the time
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):

@@ -6,8 +6,10 @@ out is ``scheduler.vllm_scheduler``.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, takewhile
 from operator import attrgetter
 from typing import Any
 
@@ -22,9 +24,10 @@ from scheduler.displacement import (
     RunningRequest,
     WaitingRequest,
     choose_displaced,
-    ranked,
 )
+from scheduler.switch_budget import UNLIMITED, Allowance
 from scheduler.vllm_loads import LoadingScheduler
+from scheduler.vllm_waiting import RankedQueue
 
 _rank = attrgetter("priority", "arrival_time")
 _turn = attrgetter("is_prefill_chunk", "priority", "arrival_time")
@@ -40,20 +43,48 @@ class DisplacingScheduler(LoadingScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_running_in_order = True
+        self.waiting, self.kv_holding_waiting = RankedQueue(), RankedQueue()
+        self._is_running_in_order = True  # but for the unsettled
+        self._unsettled: set[str] = set()  # at the end of running: new there, or prefills
         self._quantum_ends: dict[str, int] = {}  # the first step after it, for all that run
+        self._token_budget = min(
+            self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
+        )
         self._block_sizes = [manager.block_size for manager in self._managers]
 
     def _order_running(self) -> None:
         if not self._is_running_in_order:
             self.running.sort(key=_turn)
             self._is_running_in_order = True
+        elif self._unsettled:
+            self._settle()
+        # A prefill may have turned into a decode by the next time.
+        prefills = takewhile(attrgetter("is_prefill_chunk"), reversed(self.running))
+        self._unsettled = {one.request_id for one in prefills}
+
+    def _settle(self) -> None:
+        """Put the unsettled in their places: in most steps they are few, where many run."""
+        unsettled = []
+        while self.running and self.running[-1].request_id in self._unsettled:
+            unsettled.append(self.running.pop())
+        prefills = [one for one in unsettled if one.is_prefill_chunk]
+        for request in unsettled:
+            if not request.is_prefill_chunk:
+                insort(self.running, request, key=_rank)
+        self.running += sorted(prefills, key=_rank)
+
+    def _rank_anew(self, requests: Collection[Request]) -> None:
+        """Take note that the priorities of these live requests have changed."""
+        for queue in self._queues:
+            queue.rank_anew(requests)
+        if any(one.status is RequestStatus.RUNNING for one in requests):
+            self._is_running_in_order = False
 
     def _worst_first(self) -> Iterable[Request]:
         """Those that run, by rank alone; no more are looked at than are asked for."""
+        if not self.running or not self.running[-1].is_prefill_chunk:
+            return reversed(self.running)
         decodes, prefills = self._split_running()
-        if not prefills:
-            return reversed(decodes)
         return heapq.merge(reversed(decodes), reversed(prefills), key=_rank, reverse=True)
 
     @property
@@ -74,7 +105,12 @@ class DisplacingScheduler(LoadingScheduler):
             self._describe_waiting() if is_anybody_outranked else (),
             map(self._describe_running, self._worst_first()),
             self._room(),
+            self._allowance,
         )
+
+    @property
+    def _allowance(self) -> Allowance:
+        return UNLIMITED
 
     # --- whether there is anything to choose: in most steps there is not ----------------------
 
@@ -83,8 +119,8 @@ class DisplacingScheduler(LoadingScheduler):
         if self._pause_state is not PauseState.UNPAUSED or not self.running:
             return False
         worst = self._worst_priority
-        heaps = [heap for heap in self._waiting_heaps if heap and heap[0].priority < worst]
-        first = (next(self._ready(heap), None) for heap in heaps)
+        queues = (one for one in self._queues if one and one.best_priority < worst)
+        first = (next(self._ready(queue), None) for queue in queues)
         return any(one is not None and self._has_anybody_in_reach(one) for one in first)
 
     def _has_anybody_in_reach(self, request: Request) -> bool:
@@ -118,10 +154,9 @@ class DisplacingScheduler(LoadingScheduler):
         # Given up, but a step in flight still writes them: theirs by the step after this one.
         num_blocks += sum(len(blocks) for _, blocks in self.deferred_frees)
         decodes, prefills = self._split_running()
-        # A decode takes one token: quicker said for all of them than asked of each.
+        # A decode takes one token, and at most one block of each kind.
         num_tokens = self._token_budget - len(decodes)
-        for size in self._block_sizes:
-            num_blocks -= sum(not one.num_computed_tokens % size for one in decodes)
+        num_blocks -= len(decodes) * len(self._block_sizes)
         for request in prefills:
             num_wanted = self._num_wanted_tokens(request)
             num_tokens -= num_wanted
@@ -133,6 +168,14 @@ class DisplacingScheduler(LoadingScheduler):
             num_tokens=num_tokens,
             watermark_blocks=self.kv_cache_manager.watermark_blocks,
             reserved_blocks=sum(map(self._num_reserved_blocks, self._inflight_prefills)),
+            count_more_blocks=partial(self._num_decodes_within_blocks, decodes),
+        )
+
+    def _num_decodes_within_blocks(self, decodes: Sequence[Request]) -> int:
+        """How many of so many decodes need no new block in this step; summed over the kinds."""
+        return sum(
+            len(decodes) - [one.num_computed_tokens % size for one in decodes].count(0)
+            for size in self._block_sizes
         )
 
     def _describe_running(self, request: Request) -> RunningRequest:
@@ -177,9 +220,9 @@ class DisplacingScheduler(LoadingScheduler):
     # --- those that wait ------------------------------------------------------------------------
 
     @property
-    def _waiting_heaps(self) -> tuple[list[Request], list[Request]]:
+    def _queues(self) -> tuple[RankedQueue, RankedQueue]:
         """In the order of admission: vLLM drains those that hold blocks first."""
-        return self.kv_holding_waiting._heap, self.waiting._heap
+        return self.kv_holding_waiting, self.waiting
 
     def _describe_waiting(self) -> Iterator[WaitingRequest]:
         """Those that vLLM could admit in this step, in its order, as far as they outrank anybody.
@@ -187,7 +230,7 @@ class DisplacingScheduler(LoadingScheduler):
         Holders come whomever they outrank.
         """
         worst = self._worst_priority
-        for request in chain.from_iterable(map(self._ready, self._waiting_heaps)):
+        for request in chain.from_iterable(map(self._ready, self._queues)):
             if request.num_computed_tokens:
                 yield self._describe_holder(request)
             elif request.priority < worst:  # else it need not be described, which takes a while
@@ -195,8 +238,8 @@ class DisplacingScheduler(LoadingScheduler):
             else:
                 return
 
-    def _ready(self, heap: Sequence[Request]) -> Iterator[Request]:
-        return filter(self._is_ready, ranked(heap))
+    def _ready(self, queue: RankedQueue) -> Iterator[Request]:
+        return filter(self._is_ready, queue.best_first())
 
     def _describe_holder(self, request: Request) -> WaitingRequest:
         """A request that waits with its blocks: its load has landed, or its session goes on.
@@ -206,7 +249,7 @@ class DisplacingScheduler(LoadingScheduler):
         num_computed = min(request.num_computed_tokens, request.num_tokens - 1)
         num_left = request.num_tokens - num_computed
         num_tokens = self._step_tokens(num_left)
-        behind = next(self._ready(self.waiting._heap), request)
+        behind = next(self._ready(self.waiting), request)
         no_blocks = self.kv_cache_manager.empty_kv_cache_blocks.blocks
         return WaitingRequest(
             request.request_id,
@@ -277,10 +320,6 @@ class DisplacingScheduler(LoadingScheduler):
         """How many of its tokens a request would take of one step."""
         threshold = self.scheduler_config.long_prefill_token_threshold or num_left
         return min(num_left, threshold, self._token_budget)
-
-    @property
-    def _token_budget(self) -> int:
-        return min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
 
     def _is_ready(self, request: Request) -> bool:
         """Whether vLLM would admit a waiting request if there were room."""

@@ -58,7 +58,7 @@ class LoadingScheduler(Scheduler):
         reset_running_requests: bool = False,  # noqa: FBT001, FBT002
         reset_connector: bool = False,  # noqa: FBT001, FBT002
     ) -> bool:
-        holders = [one for one in self.kv_holding_waiting._heap if _is_loading_or_loaded(one)]
+        holders = [one for one in self.kv_holding_waiting if _is_loading_or_loaded(one)]
         if not reset_running_requests or not (holders or self.defer_block_free):
             return super().reset_prefix_cache(reset_running_requests, reset_connector)
         # vLLM gives up here: blocks that a load or a step in flight writes cannot be had back yet.
@@ -109,7 +109,7 @@ class LoadingScheduler(Scheduler):
         for request in holders:
             self._leave_running(request, drop_stale_output=True)
         # Preempted since, with output in flight: who held what when it was computed is not known.
-        in_doubt = [one for one in self.waiting._heap if one.num_stale_output_tokens]
+        in_doubt = [one for one in self.waiting if one.num_stale_output_tokens]
         for request in in_doubt:
             request.drop_stale_output = True
         return {request.request_id for request in (*holders, *in_doubt)}
@@ -125,7 +125,7 @@ class LoadingScheduler(Scheduler):
         self._preempt_request(request, time.monotonic(), drop_stale_output)
 
     def _loading(self) -> Iterator[Request]:
-        for request in self.kv_holding_waiting._heap:
+        for request in self.kv_holding_waiting:
             if request.status is RequestStatus.WAITING_FOR_REMOTE_KVS:
                 yield request
 

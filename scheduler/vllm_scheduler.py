@@ -10,7 +10,7 @@ methods; each private name leaned on here, in ``scheduler.vllm_displacement`` an
 import time
 from collections import deque
 from itertools import islice
-from operator import attrgetter
+from math import inf
 from typing import Any
 
 from msgspec import structs
@@ -24,8 +24,10 @@ from vllm.v1.request import Request, RequestStatus
 
 from scheduler.costs import StepCosts
 from scheduler.displacement import quantum_steps
+from scheduler.engine_config import SchedulerSettings
 from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
+from scheduler.switch_budget import UNLIMITED, Allowance, SwitchBudget
 from scheduler.vllm_displacement import DisplacingScheduler
 from scheduler.vllm_keeper import KVKeeper, SwapTotals
 
@@ -49,12 +51,20 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._keeper: KVKeeper | None = (
             self.connector if isinstance(self.connector, KVKeeper) else None
         )
+        settings = SchedulerSettings.read(self.vllm_config.additional_config)
+        self._budget: SwitchBudget | None = None
+        if settings.max_switches_per_s < inf:
+            self._budget = SwitchBudget(settings.max_switches_per_s, clock=time.monotonic)
         self._progress = ProgressTracker()
         self._costs = StepCosts()
         self._new_priorities: dict[str, int] = {}
+        self._unswitchable: set[str] = set()
+        self._catching_up: set[str] = set()  # of those that fell back, those that run
         self._steps_begun_s: deque[float] = deque()  # of steps whose output is not back yet
         self._last_output_s = 0.0
         self._is_anybody_left_waiting = False
+        self._put_off: tuple[str, ...] = ()  # in the last step that had to choose
+        self._num_put_off = 0
         self._num_preemptions = 0
         self._num_fallbacks = 0
         self._num_unswitchable = 0
@@ -105,6 +115,8 @@ class FastSwitchScheduler(DisplacingScheduler):
                 arrival_s=request.arrival_time,
                 standing=_standing(request),
             )
+        if not _is_switchable(request):
+            self._unswitchable.add(request.request_id)
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:  # noqa: FBT001, FBT002
@@ -113,15 +125,15 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._order_running()
         self._make_way()
         self._copy_ahead()
-        has_prefills = bool(self._inflight_prefills)  # one may turn into a decode
         output = super().schedule(throttle_prefills)
         self._is_anybody_left_waiting = bool(self.waiting)
         admitted = [new.req_id for new in output.scheduled_new_reqs]
         admitted += output.scheduled_cached_reqs.resumed_req_ids
         for request_id in admitted:
             self._quantum_ends[request_id] = self._quantum_end(self.requests[request_id])
-        if has_prefills or admitted:
-            self._is_running_in_order = False
+        # Those that wait are left out: they may be many, and this is asked in every step.
+        self._catching_up.update(self._progress.fallen_back & admitted)
+        self._unsettled.update(admitted)
         self._count_recomputed(output)
         return output
 
@@ -141,7 +153,10 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress.advance(request.request_id, _standing(request))
         self._progress.fall_back(request.request_id, num_computed)
         self._quantum_ends.pop(request.request_id, None)
+        self._catching_up.discard(request.request_id)
         self._num_preemptions += 1
+        if self._budget is not None:
+            self._budget.charge()
         # Whoever drops the output in flight wants the KV behind it gone too.
         if num_computed and (drop_stale_output or not self._keep(request)):
             self._num_fallbacks += 1
@@ -165,6 +180,7 @@ class FastSwitchScheduler(DisplacingScheduler):
         self._progress.advance(request.request_id, _standing(request))
         self._progress.finish(request.request_id, str(request.get_finished_reason()))
         self._quantum_ends.pop(request.request_id, None)
+        self._unswitchable.discard(request.request_id)
         return super()._free_request(request, delay_free_blocks)
 
     def _handle_invalid_blocks(
@@ -179,24 +195,26 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     # --- before a step: ranks, displacement, copies ------------------------------------------
 
+    @property
+    def _allowance(self) -> Allowance:
+        return self._budget.allowance if self._budget is not None else UNLIMITED
+
     def _apply_priorities(self) -> None:
         new_priorities, self._new_priorities = self._new_priorities, {}
-        is_anybody_moved = False
+        moved = []
         for request_id, priority in new_priorities.items():
             request = self.requests.get(request_id)
             if request is not None and request.priority != priority:
                 request.priority = priority
-                is_anybody_moved = True
-        if is_anybody_moved:
-            for heap in self._waiting_heaps:
-                # A sorted list is a heap. Two sorts by numbers take 0.6 of heapify's time, which
-                # compares requests in Python (2,000 of them: 0.23 against 0.36 ms).
-                heap.sort(key=attrgetter("arrival_time"))
-                heap.sort(key=attrgetter("priority"))
-            self._is_running_in_order = False
+                moved.append(request)
+        if moved:
+            self._rank_anew(moved)
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
+        # One that is put off step after step counts once.
+        self._num_put_off += len({*displacement.put_off} - {*self._put_off})
+        self._put_off = displacement.put_off
         for request_id in displacement.victims:
             self._leave_running(self.requests[request_id])
         for request_id in displacement.held:
@@ -210,17 +228,19 @@ class FastSwitchScheduler(DisplacingScheduler):
             return
         num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if self._is_anybody_left_waiting or num_free < LOW_BLOCKS_SHARE * self._num_usable_blocks:
-            likely_victims = islice(self._worst_first(), NUM_LIKELY_VICTIMS)
-            self._keeper.copy_ahead(
-                filter(_is_switchable, likely_victims), self.kv_cache_manager.get_block_ids
+            likely_victims = (
+                one
+                for one in islice(self._worst_first(), NUM_LIKELY_VICTIMS)
+                if one.request_id not in self._unswitchable
             )
+            self._keeper.copy_ahead(likely_victims, self.kv_cache_manager.get_block_ids)
 
     # --- keeping KV, what it costs, and counts ------------------------------------------------
 
     def _keep(self, request: Request) -> bool:
         if self._keeper is None:
             return False
-        if not _is_switchable(request):
+        if request.request_id in self._unswitchable:
             self._num_unswitchable += 1
             return False
         swap_s = self._keeper.predicted_swap_s(self._num_computed_blocks(request))
@@ -262,9 +282,10 @@ class FastSwitchScheduler(DisplacingScheduler):
 
     def _count_recomputed(self, output: SchedulerOutput) -> None:
         scheduled = output.num_scheduled_tokens
-        for request_id in self._progress.fallen_back & scheduled.keys():
+        for request_id in self._catching_up & scheduled.keys():
             end = self.requests[request_id].num_computed_tokens
             self._progress.catch_up(request_id, end - scheduled[request_id], end)
+        self._catching_up &= self._progress.fallen_back
 
     def _switch_counts(self) -> SwitchCounts:
         counts = SwitchCounts(
@@ -273,6 +294,7 @@ class FastSwitchScheduler(DisplacingScheduler):
             unswitchable=self._num_unswitchable,
             cheaper_recomputes=self._num_cheaper_recomputes,
             recomputed_tokens=self._progress.recomputed_tokens,
+            put_off=self._num_put_off,
         )
         if self._keeper is None:
             return counts

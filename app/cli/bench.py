@@ -48,6 +48,7 @@ BENCHES = (
     Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
     Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
     Bench("router", "ops.bench.router", "the router's own work, with many requests and engines"),
+    Bench("schedule", "ops.bench.schedule", "our part of a scheduling step"),
 )
 
 

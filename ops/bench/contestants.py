@@ -20,7 +20,9 @@ from ops.bench.server import HOST, PORT, ServerCommand
 
 # What `vllm serve` runs; the command itself does not start with the CPU package.
 BASELINE_MODULE = "vllm.entrypoints.launchers.api_server.entry"
-_OUR_ARGS = frozenset({"scheduler_cls", "kv_transfer_config", "scheduling_policy"})
+_OUR_ARGS = frozenset(
+    {"scheduler_cls", "kv_transfer_config", "scheduling_policy", "additional_config"}
+)
 _OUR_ENVIRONMENT = frozenset({"VLLM_ENABLE_V1_MULTIPROCESSING"})
 
 

@@ -37,7 +37,7 @@ VLLM_PRIORITY, FASTSWITCH, ALONE = "vllm_priority", "fastswitch", "alone"
 PROMPT = Span(64, 64)
 BACKGROUND_OUTPUT = Span(256, 256)
 URGENT_OUTPUT = Span(16, 16)
-NOT_VLLMS = frozenset({"scheduler_cls", "kv_transfer_config"})
+NOT_VLLMS = frozenset({"scheduler_cls", "kv_transfer_config", "additional_config"})
 LEAD_STEPS = 24  # enough for all prefills, few enough that nobody has ended
 
 

@@ -132,6 +132,12 @@ _ENGINE_FAMILIES = (
         (_Series(_switch("preemptions")),),
     ),
     _Family(
+        "fastswitch_engine_put_off_switches",
+        "Displacements that had to wait, since max_switches_per_s allowed no more.",
+        CounterMetricFamily,
+        (_Series(_switch("put_off")),),
+    ),
+    _Family(
         "fastswitch_engine_swaps",
         "Requests' KV copied to host memory (out) and back (in).",
         CounterMetricFamily,

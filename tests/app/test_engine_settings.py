@@ -6,7 +6,8 @@ import pytest
 
 from app import engine_settings
 from app.engine_settings import engine_args, engine_environment
-from app.settings import AppArgs
+from app.settings import AppArgs, FairnessSettings
+from scheduler.engine_config import SchedulerSettings
 
 GIB = 2**30
 
@@ -63,6 +64,17 @@ def test_without_host_memory_there_is_no_connector() -> None:
     with_host = engine_args(AppArgs(host_kv_gib=0.5), "m", on_cuda=False)["kv_transfer_config"]
     assert with_host["kv_connector_extra_config"] == {"host_kv_gib": 0.5}
     assert engine_args(AppArgs(host_kv_gib=0), "m", on_cuda=False)["kv_transfer_config"] is None
+
+
+def test_the_bound_on_switches_reaches_the_engine_if_there_is_one() -> None:
+    """As vLLM passes on what is not its own."""
+    bound = AppArgs(fairness=FairnessSettings(max_switches_per_s=5.0))
+    unbound = AppArgs(fairness=FairnessSettings(max_switches_per_s=None))
+
+    told = engine_args(bound, "m", on_cuda=False)["additional_config"]
+
+    assert SchedulerSettings.read(told) == SchedulerSettings(max_switches_per_s=5.0)
+    assert engine_args(unbound, "m", on_cuda=False)["additional_config"] == {}
 
 
 def test_the_model_is_called_by_its_folder(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("fairness", {"batch_lag": -1}),
         ("fairness", {"output_weight": -1}),
         ("fairness", {"update_s": 0.001}),
+        ("fairness", {"max_switches_per_s": 0}),
     ],
 )
 def test_values_out_of_bounds_are_refused(name: str, value: object) -> None:

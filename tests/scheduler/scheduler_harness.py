@@ -13,6 +13,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from scheduler.engine_config import additional_config
 from scheduler.reports import SwitchCounts
 from scheduler.vllm_scheduler import FastSwitchScheduler
 from tests.scheduler.fake_keeper import FakeKeeper
@@ -24,7 +25,13 @@ class Stepped:
     """A scheduler with a fake keeper, stepped by hand; each decode answers with token 1."""
 
     def __init__(
-        self, model: Path, *, num_slots: int = 2, num_blocks: int = 64, step_tokens: int = 512
+        self,
+        model: Path,
+        *,
+        num_slots: int = 2,
+        num_blocks: int = 64,
+        step_tokens: int = 512,
+        max_switches_per_s: float | None = None,
     ) -> None:
         config = EngineArgs(
             model=str(model),
@@ -34,6 +41,7 @@ class Stepped:
             block_size=BLOCK_TOKENS,
             enable_prefix_caching=False,
             scheduling_policy="priority",
+            additional_config=additional_config(max_switches_per_s=max_switches_per_s),
             kv_transfer_config=KVTransferConfig(
                 kv_connector="FakeKeeper",
                 kv_connector_module_path="tests.scheduler.fake_keeper",

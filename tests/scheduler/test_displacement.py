@@ -4,11 +4,12 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from scheduler.displacement import (
     NO_DISPLACEMENT,
@@ -21,6 +22,7 @@ from scheduler.displacement import (
     quantum_steps,
     ranked,
 )
+from scheduler.switch_budget import UNLIMITED, Allowance
 
 
 @dataclass
@@ -59,20 +61,26 @@ class Free:
     blocks: int = 100
     tokens: int = 100
     watermark: int = 0
+    uncounted_blocks: int = 0  # of them, told only when asked for
 
 
 def choose(
-    queue: Iterable[WaitingRequest], seated: list[RunningRequest], free: Free
+    queue: Iterable[WaitingRequest],
+    seated: list[RunningRequest],
+    free: Free,
+    allowance: Allowance = UNLIMITED,
 ) -> Displacement:
     """``seated`` from best rank to worst, as it reads best."""
+    num_blocks = free.blocks - sum(one.num_growth_blocks for one in seated)
     room = Room(
         num_running=len(seated),
         num_slots=free.slots,
-        num_blocks=free.blocks - sum(one.num_growth_blocks for one in seated),
+        num_blocks=num_blocks - free.uncounted_blocks,
         num_tokens=free.tokens - sum(one.num_tokens for one in seated),
         watermark_blocks=free.watermark,
+        count_more_blocks=lambda: free.uncounted_blocks,
     )
-    return choose_displaced(queue, reversed(seated), room)
+    return choose_displaced(queue, reversed(seated), room, allowance)
 
 
 def test_the_worst_ranked_makes_way_for_a_slot() -> None:
@@ -264,6 +272,20 @@ def test_random_choices_are_fair_and_make_enough_room(seed: int) -> None:
         choice = choose(iter(queue), seated, free)
 
         _check(choice, queue, seated, free)
+        free.uncounted_blocks = chance.randrange(8)
+        assert choose(iter(queue), seated, free) == choice
+
+
+def test_blocks_are_not_counted_while_there_are_enough() -> None:
+    """Counting takes a while, so whoever fits without does not ask."""
+    seated = [running("low", 9)]
+
+    def count() -> int:
+        raise AssertionError
+
+    room = Room(1, num_slots=0, num_blocks=3, num_tokens=9, count_more_blocks=count)
+
+    assert choose_displaced([waiting("new", 0, num_blocks=3)], seated, room).victims == ("low",)
 
 
 def _random_running(chance: random.Random) -> list[RunningRequest]:
@@ -410,6 +432,69 @@ def test_a_quantum_lasts_as_long_as_its_switch_was_dear() -> None:
     assert quantum_steps(0.0, 0.0) == quantum_steps(1.0, 0.0) == QUANTUM
     assert quantum_steps(0.001, 0.01) == QUANTUM
     assert quantum_steps(0.025, 0.01) == 2.5 * QUANTUM
+
+
+# --- the bound on switches ------------------------------------------------------------------------
+
+
+def test_one_that_may_displace_nobody_waits_and_is_named() -> None:
+    """So do those behind it: they are not admitted before it."""
+    seated = [running("a", 5), running("b", 5)]
+    queue = [waiting("first", 0), waiting("second", 0)]
+
+    choice = choose(queue, seated, Free(), Allowance(new=0, returning=0))
+
+    assert choice == Displacement(put_off=("first",))
+
+
+def test_newcomers_may_displace_where_those_that_ran_before_may_not() -> None:
+    """Each has its own limit, and what either displaces counts against both."""
+    seated = [running("a", 5), running("b", 5), running("c", 5)]
+    allowance = Allowance(new=2, returning=1)
+
+    one_of_each = choose([displaced("back", 0), waiting("new", 1)], seated, Free(), allowance)
+    two_back = choose([displaced("back", 0), displaced("too", 1)], seated, Free(), allowance)
+
+    assert one_of_each.victims == ("c", "b")
+    assert two_back == Displacement(victims=("c",), put_off=("too",))
+
+
+def test_one_that_needs_several_to_leave_has_all_of_them_or_nobody() -> None:
+    """Nobody leaves for a request that is put off."""
+    seated = [running("a", 5, blocks=blocks(0, 2)), running("b", 5, blocks=blocks(2, 2))]
+    big = waiting("big", 0, num_blocks=4)
+    free = Free(slots=1, blocks=0)
+
+    assert choose([big], seated, free, Allowance(new=1)) == Displacement(put_off=("big",))
+    assert choose([big], seated, free, Allowance(new=2)).victims == ("b", "a")
+
+
+def test_one_that_would_not_fit_anyway_is_not_put_off() -> None:
+    """What the bound keeps nobody from is not counted against it."""
+    huge = waiting("huge", 0, num_blocks=400)
+
+    assert choose([huge], [running("a", 5)], Free(), Allowance(new=0)) == NO_DISPLACEMENT
+
+
+def test_sitting_a_step_out_is_no_switch() -> None:
+    """A prefill is held for a better one whatever the bound says."""
+    free = Free(slots=1, blocks=10, tokens=64)
+    seated = [running("prefill", 9, num_tokens=64)]
+
+    choice = choose([waiting("new", 0)], seated, free, Allowance(new=0, returning=0))
+
+    assert choice == Displacement(held=("prefill",))
+
+
+def test_who_leaves_for_lack_of_blocks_leaves_in_any_case_and_counts() -> None:
+    """Somebody must get on; what that takes is gone for those that can wait."""
+    seated = [running("a", 1), running("b", 8), running("c", 9, num_growth_blocks=2)]
+    short = Free(blocks=1)
+
+    assert choose([], seated, short, Allowance(new=0)).victims == ("c",)
+    free = Free(slots=-1, blocks=1)
+    choice = choose([waiting("new", 0)], seated, free, Allowance(new=1))
+    assert choice == Displacement(victims=("c",), put_off=("new",))
 
 
 @given(num_slots=st.integers(1, 4), seed=st.integers(0, 2**32), period=st.integers(1, 40))

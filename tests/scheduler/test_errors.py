@@ -10,6 +10,7 @@ from scheduler.errors import (
     NotFreshError,
     QuotaExceededError,
     SchedulerError,
+    SchedulerSettingError,
     UnknownEngineError,
 )
 
@@ -43,6 +44,10 @@ from scheduler.errors import (
                 "a checkpoint can be restored only into a new scheduler: "
                 "this one has 1 engines and 7 live requests"
             ),
+        ),
+        (
+            SchedulerSettingError("max_switches", "unknown"),
+            "additional_config, 'max_switches': unknown",
         ),
     ],
 )

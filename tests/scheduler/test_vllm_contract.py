@@ -10,11 +10,14 @@ from vllm import EngineArgs, SamplingParams
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
+
+from scheduler.vllm_waiting import RankedQueue
 
 BLOCK_TOKENS = 32
 
@@ -92,14 +95,16 @@ def test_the_async_scheduler_overrides_none_of_ours() -> None:
     assert not ours & vars(AsyncScheduler).keys()
 
 
-def test_waiting_queues_are_heaps_in_a_list(scheduler: Scheduler) -> None:
-    """Both queues keep a binary heap in ``_heap``, best priority and earliest arrival first."""
+def test_waiting_queues_are_asked_for_no_more_than_ours_have(scheduler: Scheduler) -> None:
+    """Both are reached by the methods of vLLM's interface alone, best rank first."""
     for name, priority, arrival_s in (("a", 2, 0.0), ("b", 1, 5.0), ("c", 1, 4.0)):
         scheduler.add_request(request(name, priority=priority, arrival_s=arrival_s))
 
-    assert scheduler.kv_holding_waiting._heap == []
-    assert scheduler.waiting._heap[0].request_id == "c"
-    assert {one.request_id for one in scheduler.waiting._heap} == {"a", "b", "c"}
+    assert [one.request_id for one in scheduler.waiting] == ["c", "b", "a"]
+    assert not scheduler.kv_holding_waiting
+    assert RequestQueue.__abstractmethods__ <= vars(RankedQueue).keys()
+    source = inspect.getsource(inspect.getmodule(Scheduler) or Scheduler)
+    assert "._heap" not in source
 
 
 def test_a_request_can_be_left_out_of_a_step(scheduler: Scheduler) -> None:
@@ -128,7 +133,7 @@ def test_preemption_starts_over_from_the_waiting_queue(scheduler: Scheduler) -> 
 
     assert victim.status is RequestStatus.PREEMPTED
     assert (victim.num_computed_tokens, victim.num_output_placeholders) == (0, 0)
-    assert scheduler.waiting._heap == [victim]
+    assert list(scheduler.waiting) == [victim]
     assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == num_free + 2
 
 

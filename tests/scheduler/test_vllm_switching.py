@@ -2,11 +2,14 @@
 
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from scheduler.costs import STEPS_PER_FIT
 from scheduler.displacement import QUANTUM
+from scheduler.errors import SchedulerSettingError
+from scheduler.switch_budget import SwitchBudget
 from tests.scheduler.scheduler_harness import Stepped
 
 
@@ -18,6 +21,15 @@ def stepped(tiny_model: Path) -> Stepped:
     return stepped
 
 
+class Clock:
+    """Stands still until it is moved."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 def teach_costs(stepped: Stepped, *, token_s: float) -> None:
     """Most steps take a hundredth of a second; some prefill, which takes so much per token."""
     for index in range(STEPS_PER_FIT):
@@ -25,6 +37,36 @@ def teach_costs(stepped: Stepped, *, token_s: float) -> None:
         stepped.scheduler._costs.record(
             prefill_tokens=prefill, decodes=1, step_s=0.01 + prefill * token_s
         )
+
+
+# --- the order of those that run ------------------------------------------------------------------
+
+
+def test_those_that_run_are_kept_in_order(tiny_model: Path, seed: int) -> None:
+    """Decodes before prefills, each by rank, whoever came, went or was ranked anew."""
+    stepped = Stepped(tiny_model, num_slots=8, step_tokens=64)
+    choose = Random(seed)
+    for number in range(300):
+        if choose.random() < 0.4:
+            stepped.add(
+                f"r{number}",
+                priority=choose.randrange(4),
+                num_tokens=choose.randrange(1, 200),
+                max_tokens=choose.randrange(1, 60),
+            )
+        live = sorted(stepped.scheduler.requests)
+        if live and choose.random() < 0.2:
+            new = choose.choices(live, k=3)
+            stepped.scheduler.set_priorities({name: choose.randrange(4) for name in new})
+        stepped.step(landed=list(stepped.keeper.loading))
+
+        stepped.scheduler._order_running()
+        turns = [
+            (one.is_prefill_chunk, one.priority, one.arrival_time)
+            for one in stepped.scheduler.running
+        ]
+        assert turns == sorted(turns)
+    assert stepped.switches.preemptions > 20
 
 
 # --- quantum --------------------------------------------------------------------------------------
@@ -82,6 +124,77 @@ def test_a_quantum_is_longer_where_switches_are_dear(stepped: Stepped) -> None:
     changes = [index for index, (one, next_one) in enumerate(pairwise(seated)) if one != next_one]
     assert len(changes) == 2  # c and d came as newcomers, and then a and b came back
     assert changes[1] - changes[0] in range(2 * QUANTUM, 2 * QUANTUM + 2)
+
+
+# --- the bound on switches ------------------------------------------------------------------------
+
+
+def test_who_may_displace_nobody_waits_until_it_may(tiny_model: Path) -> None:
+    """Two switches are saved up: the third urgent request has to wait for the clock."""
+    stepped = Stepped(tiny_model, num_slots=4, max_switches_per_s=2.0)
+    clock = Clock()
+    stepped.scheduler._budget = SwitchBudget(2.0, clock=clock)
+    for name in ("a", "b", "c", "d"):
+        stepped.add(name)
+    stepped.step()
+    for name in ("first", "second", "third"):
+        stepped.add(name, priority=0)
+
+    for _ in range(5):
+        stepped.step()
+    assert {"first", "second"} < stepped.running
+    assert "third" not in stepped.running
+    assert (stepped.switches.preemptions, stepped.switches.put_off) == (2, 1)
+
+    clock.now_s = 0.5
+    stepped.step()
+    assert "third" in stepped.running
+    assert (stepped.switches.preemptions, stepped.switches.put_off) == (3, 1)
+
+
+def test_ranks_that_change_all_the_time_leave_a_newcomer_its_switch(tiny_model: Path) -> None:
+    """Those that were displaced before use half of what there is, however often ranks change."""
+    stepped = Stepped(tiny_model, max_switches_per_s=8.0)
+    stepped.keeper.is_async = False
+    for name in ("a", "b", "c", "d"):
+        stepped.add(name, max_tokens=400)
+    stepped.scheduler.set_priorities({"c": 0, "d": 0})
+    for _ in range(QUANTUM):
+        stepped.step()
+    stepped.scheduler._budget = SwitchBudget(8.0, clock=Clock())
+    num_before = stepped.switches.preemptions
+    for index in range(10 * QUANTUM):
+        best = index // QUANTUM % 2
+        stepped.scheduler.set_priorities({"a": best, "b": best, "c": 1 - best, "d": 1 - best})
+        stepped.step()
+    num_by_ranks = stepped.switches.preemptions - num_before
+    stepped.add("urgent", priority=-1)
+    stepped.step()
+
+    assert num_by_ranks == 4
+    assert "urgent" in stepped.running
+
+
+def test_preemptions_for_lack_of_blocks_are_not_bound(tiny_model: Path) -> None:
+    """With nothing left to spend, the worst ranked still leaves for those that have to grow."""
+    stepped = Stepped(tiny_model, num_blocks=1 + 6, max_switches_per_s=1.0)
+    stepped.scheduler._budget = SwitchBudget(1.0, clock=Clock())
+    while stepped.scheduler._budget.allowance.new:
+        stepped.scheduler._budget.charge()
+    for name in ("good", "bad"):
+        stepped.add(name, num_tokens=60, max_tokens=120, priority=5 if name == "good" else 6)
+
+    for _ in range(80):
+        stepped.step()
+
+    assert stepped.switches.preemptions == 1
+    assert stepped.running == {"good"}
+
+
+def test_a_bound_that_is_none_is_refused_at_start(tiny_model: Path) -> None:
+    """An engine says what is wrong with it, and does not start."""
+    with pytest.raises(SchedulerSettingError, match="0 is no positive number of switches"):
+        Stepped(tiny_model, max_switches_per_s=0)
 
 
 # --- swap or recompute ----------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         evicted_blocks=17,
         lost_copies=18,
         failed_blocks=19,
+        put_off=22,
     )
     report = EngineProgress(
         step=7,
@@ -173,8 +174,9 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("evicted_host_blocks", {}),
             ("lost_copies", {}),
             ("failed_copy_blocks", {}),
+            ("put_off_switches", {}),
         )
-    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19]
+    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19, 22]
     waits = "fastswitch_engine_load_wait_seconds"
     assert [
         exposed.value(f"{waits}_bucket", engine="e1", le=bound)
