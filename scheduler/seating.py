@@ -15,7 +15,7 @@ be overtaken by whoever is more urgent; in an engine's own queue it could not go
 - Nothing cached: the less loaded of two engines drawn at random ("the power of two choices").
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -34,9 +34,10 @@ PLACES_PER_END = 2.0
 
 @dataclass(slots=True)
 class _Seats:
-    """One engine. ``priorities`` are those of its requests, sorted, as of its last report.
+    """One engine. ``priorities`` are those of its requests as of its last report.
 
-    ``worst_priority`` is that of the least urgent one that runs.
+    They are put in order when somebody asks. ``worst_priority`` is that of the least urgent one
+    that runs.
     """
 
     num_seats: int
@@ -44,7 +45,19 @@ class _Seats:
     num_ended: float = 0.0  # requests per report, lately
     num_steps: float = 0.0  # per report, lately at most
     priorities: list[int] = field(default_factory=list)
+    are_sorted: bool = True
     worst_priority: int | None = None
+
+    def add(self, priority: int) -> None:
+        self.priorities.append(priority)
+        self.are_sorted = False
+
+    def num_as_urgent(self, priority: int) -> int:
+        """Requests with this priority or a better one."""
+        if not self.are_sorted:
+            self.priorities.sort()  # almost in order: quick
+            self.are_sorted = True
+        return bisect_right(self.priorities, priority)
 
     @property
     def num_runnable(self) -> float:
@@ -68,6 +81,7 @@ class Seating:
         self._random = random
         self._seats: dict[str, _Seats] = {}
         self._engine_ids: list[str] = []
+        self._num_seats = 0  # of all engines
         self._roomy: dict[str, None] = {}
 
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:
@@ -75,12 +89,12 @@ class Seating:
             num_seats=capacity.max_num_seqs,
             num_tokens=OVERCOMMIT * capacity.blocks_total * capacity.block_tokens,
         )
-        self._engine_ids = list(self._seats)
+        self._count_engines()
         self._roomy[engine_id] = None
 
     def leave(self, engine_id: str) -> None:
         if self._seats.pop(engine_id, None) is not None:
-            self._engine_ids = list(self._seats)
+            self._count_engines()
             self._roomy.pop(engine_id, None)
 
     def note_report(self, engine_id: str, *, num_ended: int, num_steps: int) -> None:
@@ -94,7 +108,7 @@ class Seating:
         """An engine's requests have these priorities, those that run and the others."""
         seats = self._seats[engine_id]
         seats.worst_priority = max(running, default=None)
-        seats.priorities = sorted(running + others)
+        seats.priorities, seats.are_sorted = running + others, False
 
     def choose(
         self, request: TrackedRequest, priority: int, *, warm: str | None, avoid: Collection[str]
@@ -110,7 +124,7 @@ class Seating:
             or self._where_outranked(priority, avoid)
         )
         if engine_id is not None:
-            insort(self._seats[engine_id].priorities, priority)
+            self._seats[engine_id].add(priority)
         return engine_id
 
     def _warm(
@@ -127,7 +141,7 @@ class Seating:
 
         Its own load is allowed beyond the bound, else an idle fleet would be too busy for any.
         """
-        mean = sum(map(self._load, self._engine_ids)) / len(self._engine_ids)
+        mean = self._requests.placed_load / self._num_seats
         own = request.load_units / self._seats[engine_id].num_seats
         return self._load(engine_id) <= AFFINITY_BOUND * mean + own
 
@@ -159,6 +173,10 @@ class Seating:
     def _least_loaded(self, engine_ids: Iterator[str]) -> str | None:
         return min(engine_ids, key=self._load, default=None)
 
+    def _count_engines(self) -> None:
+        self._engine_ids = list(self._seats)
+        self._num_seats = sum(seats.num_seats for seats in self._seats.values())
+
     def _load(self, engine_id: str) -> float:
         """Service units to come per seat, so that engines of unlike size compare."""
         return self._requests.load(engine_id) / self._seats[engine_id].num_seats
@@ -179,8 +197,7 @@ class Seating:
         seats = self._seats[engine_id]
         if seats.worst_priority is None or seats.worst_priority <= priority:
             return False
-        num_as_urgent = bisect_right(seats.priorities, priority)
-        return num_as_urgent < seats.num_runnable
+        return seats.num_as_urgent(priority) < seats.num_runnable
 
     def _worst_priority(self, engine_id: str) -> int:
         worst = self._seats[engine_id].worst_priority

@@ -6,6 +6,7 @@ waited too long, a tenant with a deep queue would, after that time, be ahead of 
 """
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from scheduler.tracking import TrackedRequest
 
@@ -36,6 +37,7 @@ class StarvationGuard:
         self._run_s = max_wait_s * RUN_SHARE
         self._tenants: dict[str, _TenantWaits] = {}
         self._first: set[str] = set()
+        self._earliest_s = 0.0  # nobody has waited for longer
 
     def __contains__(self, request_id: str) -> bool:
         """Whether this request is to run before all others now."""
@@ -74,6 +76,9 @@ class StarvationGuard:
 
     def update(self, now_s: float) -> None:
         """Choose anew who runs first."""
+        if not self._first and now_s - self._earliest_s < self._max_wait_s:
+            return
+        self._earliest_s = now_s
         for tenant, waits in list(self._tenants.items()):
             has_run = waits.runs_since_s is not None and now_s - waits.runs_since_s >= self._run_s
             if has_run:
@@ -83,6 +88,8 @@ class StarvationGuard:
                 if now_s - since_s >= self._max_wait_s:
                     waits.first = request_id
                     self._first.add(request_id)
+            for since_s in islice(waits.waiting.values(), 1):
+                self._earliest_s = min(self._earliest_s, since_s)
             self._drop_if_idle(tenant, waits)
 
     def _step_back(self, waits: _TenantWaits) -> None:

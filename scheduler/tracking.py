@@ -118,6 +118,7 @@ class RequestTable:
     def __init__(self) -> None:
         self._requests: dict[str, TrackedRequest] = {}
         self._engines: dict[str | None, _EngineShare] = {}
+        self._placed_load_units = 0.0
         self._sign_by_s: dict[str, float] = {}  # in the order of the deadlines
 
     def __len__(self) -> int:
@@ -141,6 +142,11 @@ class RequestTable:
         share = self._engines.get(engine_id)
         return share.load_units if share else 0.0
 
+    @property
+    def placed_load(self) -> float:
+        """The load of all engines together."""
+        return self._placed_load_units
+
     def most_tokens(self, engine_id: str) -> float:
         """KV of the engine's requests if each held what it holds at its end."""
         share = self._engines.get(engine_id)
@@ -153,7 +159,7 @@ class RequestTable:
         # from memory that is seldom in the cache.
         request.tenant = intern(request.tenant)
         self._requests[request.request_id] = request
-        self._share(request.engine_id).add(request)
+        self._put_on(request)
 
     def remove(self, request: TrackedRequest) -> None:
         del self._requests[request.request_id]
@@ -164,7 +170,7 @@ class RequestTable:
         """A request that waited for an engine is on this one from now on."""
         self._take_off(request)
         request.engine_id = engine_id
-        self._share(engine_id).add(request)
+        self._put_on(request)
 
     def set_outlook(
         self, request: TrackedRequest, *, load_units: float, output_left: float
@@ -172,6 +178,8 @@ class RequestTable:
         """What is expected of a request now, in service units and in tokens."""
         share = self._engines[request.engine_id]
         most_tokens = request.tokens_held + output_left
+        if request.engine_id is not None:
+            self._placed_load_units += load_units - request.load_units
         share.load_units += load_units - request.load_units
         share.most_tokens += most_tokens - request.most_tokens
         request.load_units, request.output_left = load_units, output_left
@@ -194,11 +202,17 @@ class RequestTable:
             late.append(self._requests[request_id])
         return late
 
-    def _share(self, engine_id: str | None) -> _EngineShare:
-        return self._engines.setdefault(engine_id, _EngineShare())
+    def _put_on(self, request: TrackedRequest) -> None:
+        self._engines.setdefault(request.engine_id, _EngineShare()).add(request)
+        if request.engine_id is not None:
+            self._placed_load_units += request.load_units
 
     def _take_off(self, request: TrackedRequest) -> None:
         share = self._engines[request.engine_id]
         share.remove(request)
+        if request.engine_id is not None:
+            self._placed_load_units -= request.load_units
         if not share.requests:
             del self._engines[request.engine_id]  # and with it what rounding has left
+        if not self._engines:
+            self._placed_load_units = 0.0

@@ -73,6 +73,7 @@ class _Lane:
     service_class: ServiceClass
     lag: float  # by how much it ranks behind the tenant's counter
     num_live: int = 0
+    rank: int = 0  # kept here too: it is read for every live request
 
     @property
     def counter(self) -> float:
@@ -136,6 +137,7 @@ class VirtualTokenCounter:
             lane = _Lane(account, service_class, self._lags[service_class])
             account.lanes[service_class] = lane
             self._groups.insert(lane, lane.counter)
+            lane.rank = self._groups.ranks[lane]
         lane.num_live += 1
         if lane.num_live == 1:
             self._least[service_class].note(lane)
@@ -177,10 +179,12 @@ class VirtualTokenCounter:
         lanes = [lane for account in accounts for lane in account.lanes.values()]
         self._renew_least()  # rounding makes counters fall by a trace that nobody noted
         self._groups.update({lane: lane.counter for lane in lanes})
+        for lane, rank in self._groups.ranks.items():
+            lane.rank = rank
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        ranks, lane_of = self._groups.ranks, self._lane_of
-        return [ranks[lane_of[id(request)]] for request in requests]
+        lane_of = self._lane_of
+        return [lane_of[id(request)].rank for request in requests]
 
     def counters(self) -> Mapping[str, float]:
         return {
