@@ -71,7 +71,6 @@ class HostCache:
         self,
         keys: Sequence[Key | None],
         *,
-        priority: int,
         after: int | None = None,
     ) -> list[int]:
         """Take blocks for the KV of ``keys``, none of which is held yet; who takes needs them.
@@ -86,15 +85,16 @@ class HostCache:
             raise OutOfBlocksError("host", needed=len(keys), free=self.num_available)
         self._evict(len(keys) - self._pool.num_free)
         blocks = self._pool.take(len(keys), after=after)
+        self._num_needed += len(blocks)
+        # How they rank among others is settled when nobody needs them any more.
+        self._clock += 1
         for block, key in zip(blocks, keys, strict=True):
             self._keys[block] = key
             if key is not None:
                 self._block_by_key[key] = block
             self._puts[block] = self._generation
-        self._num_needed += len(blocks)
-        for block in blocks:
             self._num_needing[block] = 1
-        self.use(blocks, priority)
+            self._ages[block] = self._clock
         return blocks
 
     def num_yielding_to(self, priority: int, *, at_most: int) -> int:

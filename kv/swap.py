@@ -128,7 +128,8 @@ class SwapPlanner:
         self._make_room(host_blocks.count(None), kv.priority)
         num_sent = self._send(kv, keys, host_blocks, Urgency.NOBODY_YET)
         num_kept = host_blocks.index(None) if None in host_blocks else len(host_blocks)
-        self._cache.spare(_present(host_blocks[num_kept:]), kv.priority)
+        if num_kept < len(host_blocks):
+            self._cache.spare(_present(host_blocks[num_kept:]), kv.priority)
         kept_blocks = _present(host_blocks[:num_kept])
         self._cache.use(kept_blocks, kv.priority)
         if not kept_blocks:
@@ -282,7 +283,6 @@ class SwapPlanner:
         after = host_blocks[missing[0] - 1] if missing[0] else None
         targets = self._cache.put(
             [keys[index] if self._reuse else None for index in missing],
-            priority=kv.priority,
             after=after,
         )
         for index, target in zip(missing, targets, strict=True):

@@ -88,24 +88,29 @@ class SwapPlanning:
 
         In most steps few have any to send, so block tables are asked for by request id.
         """
-        num_left = self._num_blocks_ahead() if self._settings.copy_ahead else 0
-        if not num_left:
+        if not self._settings.copy_ahead:
             return
-        for request in likely_victims:
+        num_left = 0
+        for index, request in enumerate(filter(self._has_more_to_send, likely_victims)):
+            if not index:
+                num_left = self._num_blocks_ahead()
+            if num_left <= 0:
+                return
             first = self._num_ahead.get(request.request_id, 0)
-            num_full = request.num_computed_tokens // self._block_tokens
-            if first >= num_full:
-                continue
-            num_full = min(num_full, len(self._keys(request)))
-            if first >= num_full:
-                continue
             before = self.totals.blocks_ahead
             kv = self._kv(request, device_blocks_of(request.request_id))
             end = self._planner.copy_ahead(kv, first, at_most=num_left)
             self._num_ahead[request.request_id] = end
             num_left -= self.totals.blocks_ahead - before
-            if num_left <= 0 or end < num_full:
+            if num_left <= 0 or self._has_more_to_send(request):
                 return
+
+    def _has_more_to_send(self, request: Request) -> bool:
+        num_ahead = self._num_ahead.get(request.request_id, 0)
+        # Asked of many in each step: most answers need no look at the keys.
+        if num_ahead >= request.num_computed_tokens // self._block_tokens:
+            return False
+        return num_ahead < len(self._keys(request))
 
     def finish(self, request: Request, device_blocks: Sequence[int]) -> None:
         """A request has ended: its KV may be of use to the conversation's next turn."""

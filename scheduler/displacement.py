@@ -199,9 +199,10 @@ class _Choice:
     @property
     def displacement(self) -> Displacement:
         names = [one.request_id for one in self._seen]
+        held = self._held - self._gone
         return Displacement(
             victims=tuple(name for name in names if name in self._gone),
-            held=tuple(name for name in names if name in self._held - self._gone),
+            held=tuple(name for name in names if name in held),
             put_off=self._put_off,
         )
 
@@ -318,7 +319,9 @@ class _Choice:
         return False
 
     def _hold_for(self, request: WaitingRequest) -> list[RunningRequest]:
-        held = []
+        held: list[RunningRequest] = []
+        if self._num_tokens >= request.num_tokens:
+            return held
         for one in self._outranked_by(request):
             if self._num_tokens >= request.num_tokens:
                 break

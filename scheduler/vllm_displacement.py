@@ -207,6 +207,8 @@ class DisplacingScheduler(LoadingScheduler):
 
     def _num_growth_blocks(self, request: Request, num_wanted_tokens: int) -> int:
         begin = request.num_computed_tokens
+        if num_wanted_tokens == 1:  # as with most
+            return [begin % size for size in self._block_sizes].count(0)
         end = begin + num_wanted_tokens
         return sum(cdiv(end, size) - cdiv(begin, size) for size in self._block_sizes)
 

@@ -22,7 +22,7 @@ def make_cache(num_blocks: int = NUM_BLOCKS) -> tuple[HostCache, SingleBlockPool
 
 
 def put_spare(cache: HostCache, keys: list[Key | None], *, priority: int = 0) -> list[int]:
-    blocks = cache.put(keys, priority=priority)
+    blocks = cache.put(keys)
     cache.spare(blocks, priority)
     return blocks
 
@@ -30,7 +30,7 @@ def put_spare(cache: HostCache, keys: list[Key | None], *, priority: int = 0) ->
 def test_what_is_put_is_found_by_its_key() -> None:
     """A block is found under its own key and no other, also when nobody needs it any more."""
     cache, _ = make_cache()
-    [first, second] = cache.put(["a", "b"], priority=0)
+    [first, second] = cache.put(["a", "b"])
 
     cache.spare([first], 0)
 
@@ -42,14 +42,14 @@ def test_what_is_put_is_found_by_its_key() -> None:
 def test_blocks_that_are_needed_are_never_evicted() -> None:
     """If only needed blocks could make room, the put is refused and changes nothing."""
     cache, pool = make_cache(4)
-    cache.put(["a", "b", "c"], priority=9)
+    cache.put(["a", "b", "c"])
     [spare] = put_spare(cache, ["d"])
 
     with pytest.raises(OutOfBlocksError, match="host pool: 2 blocks needed, 1 free"):
-        cache.put(["e", "f"], priority=0)
+        cache.put(["e", "f"])
 
     assert (cache.find("d"), cache.find("e"), pool.num_free) == (spare, None, 0)
-    assert cache.put(["e"], priority=0) == [spare]
+    assert cache.put(["e"]) == [spare]
     assert cache.find("d") is None
 
 
@@ -63,7 +63,7 @@ def test_the_worst_priority_goes_first_and_then_the_oldest() -> None:
 
     gone = []
     for number in range(4):
-        cache.put([number], priority=0)
+        cache.put([number])
         gone += [key for key in ("old", "best", "new", "worst") if cache.find(key) is None]
 
     assert list(dict.fromkeys(gone)) == ["worst", "old", "new", "best"]
@@ -75,7 +75,7 @@ def test_the_last_of_the_blocks_used_together_goes_first() -> None:
     cache, _ = make_cache(3)
     put_spare(cache, ["a", "b", "c"])
 
-    cache.put(["d"], priority=0)
+    cache.put(["d"])
 
     assert [cache.find(key) is not None for key in "abc"] == [True, True, False]
 
@@ -89,7 +89,7 @@ def test_using_blocks_makes_them_the_youngest_and_of_the_users_priority() -> Non
 
     cache.use([first], 0)
     cache.use([third], 5)
-    cache.put(["d", "e"], priority=0)
+    cache.put(["d", "e"])
 
     assert [cache.find(key) is not None for key in "abc"] == [True, False, False]
 
@@ -99,31 +99,31 @@ def test_free_blocks_are_taken_before_anything_is_evicted() -> None:
     cache, _ = make_cache(4)
     put_spare(cache, ["a", "b"])
 
-    cache.put(["c", "d"], priority=0)
+    cache.put(["c", "d"])
     assert cache.num_evicted == 0
 
-    cache.put(["e"], priority=0)
+    cache.put(["e"])
     assert (cache.num_evicted, len(cache.held())) == (1, 4)
 
 
 def test_what_two_need_stays_until_both_are_done() -> None:
     """A block is needed by as many as said so."""
     cache, _ = make_cache(1)
-    blocks = cache.put(["a"], priority=0)
+    blocks = cache.put(["a"])
     cache.need(blocks)
 
     cache.spare(blocks, 0)
     with pytest.raises(OutOfBlocksError):
-        cache.put(["b"], priority=0)
+        cache.put(["b"])
     cache.spare(blocks, 0)
 
-    assert cache.put(["b"], priority=0) == blocks
+    assert cache.put(["b"]) == blocks
 
 
 def test_what_has_no_key_is_free_once_nobody_needs_it() -> None:
     """Nobody else could find such a block, so it is not kept."""
     cache, pool = make_cache()
-    blocks = cache.put([None, "a"], priority=0)
+    blocks = cache.put([None, "a"])
 
     cache.spare(blocks, 0)
 
@@ -134,7 +134,7 @@ def test_what_has_no_key_is_free_once_nobody_needs_it() -> None:
 def test_a_forgotten_block_is_found_no_more_and_freed_by_its_last_need() -> None:
     """Whoever still needs it has it; unneeded ones are free at once."""
     cache, pool = make_cache()
-    needed = cache.put(["a"], priority=0)
+    needed = cache.put(["a"])
     spare = put_spare(cache, ["b"])
 
     cache.forget([*needed, *spare, *spare])
@@ -151,7 +151,7 @@ def test_a_key_may_be_put_again_after_its_block_went() -> None:
     put_spare(cache, ["a"], priority=0)
     put_spare(cache, ["b"], priority=1)
 
-    cache.put(["c"], priority=0)
+    cache.put(["c"])
 
     assert (cache.find("a") is not None, cache.find("b")) == (True, None)
 
@@ -159,7 +159,7 @@ def test_a_key_may_be_put_again_after_its_block_went() -> None:
 def test_room_is_counted_that_matters_less() -> None:
     """Free blocks and spare ones of worse priority yield, up to as many as are asked for."""
     cache, _ = make_cache()
-    cache.put(["needed"], priority=9)
+    cache.put(["needed"])
     put_spare(cache, ["a", "b"], priority=3)
     put_spare(cache, ["c"], priority=1)
 
@@ -177,7 +177,7 @@ def test_room_is_counted_that_matters_less() -> None:
 def test_blocks_are_recent_by_when_they_were_put() -> None:
     """What was put lately is recent as long as it is held, however long ago it was used."""
     cache, _ = make_cache()
-    [old] = cache.put(["old"], priority=0)
+    [old] = cache.put(["old"])
     cache.end_generation()
     [young] = put_spare(cache, ["young"])
     [unkeyed] = put_spare(cache, [None])
@@ -234,10 +234,10 @@ class CacheMachine(RuleBasedStateMachine):
                 wanted.append(key)
         if len(wanted) > self._num_available():
             with pytest.raises(OutOfBlocksError):
-                self.cache.put(wanted, priority=priority, after=after)
+                self.cache.put(wanted, after=after)
             return
         self._evict(len(wanted) - (NUM_BLOCKS - len(self.held)))
-        blocks = self.cache.put(wanted, priority=priority, after=after)
+        blocks = self.cache.put(wanted, after=after)
         assert len({*blocks}) == len(wanted)
         assert self.held.keys().isdisjoint(blocks)
         for block, own_key in zip(blocks, wanted, strict=True):
@@ -308,7 +308,7 @@ class CacheMachine(RuleBasedStateMachine):
             for _ in range(one.num_needing):
                 self.cache.spare([block], 0)
         assert self.cache.num_available == NUM_BLOCKS
-        assert len({*self.cache.put([None] * NUM_BLOCKS, priority=0)}) == NUM_BLOCKS
+        assert len({*self.cache.put([None] * NUM_BLOCKS)}) == NUM_BLOCKS
 
     def _use(self, blocks: list[int], priority: int) -> None:
         for block in reversed(blocks):
