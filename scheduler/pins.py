@@ -83,6 +83,10 @@ class HeldTurns:
         return len(self._blocks)
 
     @property
+    def num_pinned_blocks(self) -> int:
+        return len(_distinct(self._pinned()))
+
+    @property
     def num_idle_blocks(self) -> int:
         """Blocks that nobody else uses: they would be free but for the pins."""
         return sum(
@@ -140,6 +144,17 @@ class HeldTurns:
             reverse=True,
         )
 
+    def too_many(self, most_blocks: int) -> list[HeldTurn]:
+        """The worst ranked pins, without which the others have so many blocks at most."""
+        best = sorted(self._pinned(), key=lambda turn: turn.rank)
+        num_kept = len(best)
+        # What is shared counts once, but in few engines there is that much to count at all.
+        while sum(len(turn.blocks) for turn in best[:num_kept]) > most_blocks:
+            if len(_distinct(best[:num_kept])) <= most_blocks:
+                break
+            num_kept -= 1
+        return best[num_kept:]
+
     def outranked_by(self, request: NextTurn, rank: tuple[int, float]) -> list[HeldTurn]:
         """Those that make way for a waiting request, worst first; never the one it goes on from."""
         return [
@@ -148,9 +163,16 @@ class HeldTurns:
             if turn.next_turn is not request and (turn.pinned_s is None or turn.rank > rank)
         ]
 
+    def _pinned(self) -> list[HeldTurn]:
+        return [turn for turn in self._turns.values() if turn.pinned_s is not None]
+
     def _count(self, outcome: Outcome, block_s: float) -> None:
         self.totals.pin_hits += outcome is Outcome.HIT
         self.totals.pins_released += outcome is Outcome.RELEASED
         if outcome is Outcome.WASTED:
             self.totals.pins_wasted += 1
             self.totals.wasted_block_s += block_s
+
+
+def _distinct(turns: Iterable[HeldTurn]) -> set[int]:
+    return {block.block_id for turn in turns for block in turn.blocks}

@@ -7,7 +7,7 @@ is worth keeping is said from outside (``scheduler.tool_waits``).
 """
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -22,8 +22,8 @@ from scheduler.vllm_displacement import DisplacingScheduler
 
 # How long a turn is held until it is known whether it waits for a tool: several exchanges.
 HOLD_S = 1.0
-# What ended turns may hold of all blocks: the rest is for requests that do not outrank them.
-MOST_HELD_SHARE = 0.5
+# Of all blocks: the rest is for requests that do not outrank whose turns are pinned.
+MOST_PINNED_SHARE = 0.5
 # Of those that wait, looked at in each step: seldom are more admitted in one.
 NUM_NEXT = 4
 
@@ -41,6 +41,7 @@ class PinningScheduler(DisplacingScheduler):
         super().__init__(*args, **kwargs)
         self._held = HeldTurns()
         self._is_holding = False
+        self._now_s: Callable[[], float] = time.monotonic
 
     def pin_turns(self, pins_s: dict[str, float] | None) -> None:
         """Keep the KV of these requests, which have ended, for so many seconds from now on.
@@ -48,9 +49,11 @@ class PinningScheduler(DisplacingScheduler):
         With None there will be no pins: turns are not held until it is known.
         """
         self._is_holding = pins_s is not None
-        now_s = time.monotonic()
+        now_s = self._now_s()
         for request_id, ttl_s in (pins_s or {}).items():
             self._held.pin(request_id, ttl_s=ttl_s, now_s=now_s)
+        for turn in self._held.too_many(int(MOST_PINNED_SHARE * self._pool.num_gpu_blocks)):
+            self._end(turn, Outcome.RELEASED)
         self._end_expired()
 
     # --- vLLM's own methods, with something before or after ----------------------------------
@@ -124,23 +127,19 @@ class PinningScheduler(DisplacingScheduler):
                 request.priority,
                 request.arrival_time,
                 blocks,
-                until_s=time.monotonic() + HOLD_S,
+                until_s=self._now_s() + HOLD_S,
                 last_step=request.last_sched_seq,
             )
         )
-        most = MOST_HELD_SHARE * self._pool.num_gpu_blocks
-        for turn in self._held.worst_first() if self._held.num_blocks > most else ():
-            if self._held.num_blocks > most:
-                self._end(turn, Outcome.RELEASED)
 
     def _end(self, turn: HeldTurn, outcome: Outcome) -> None:
-        self._held.end(turn, outcome, time.monotonic())
+        self._held.end(turn, outcome, self._now_s())
         # The end of a context goes first. A step in flight may still write its blocks: vLLM has
         # them wait for it.
         self._free_cow_retained_blocks(list(reversed(turn.blocks)), turn.last_step)
 
     def _end_expired(self) -> None:
-        for turn in self._held.expired(time.monotonic()):
+        for turn in self._held.expired(self._now_s()):
             self._end(turn, Outcome.WASTED)
 
     def _end_awaited(self, request: Request) -> None:

@@ -304,7 +304,7 @@ class FastSwitchScheduler(PinningScheduler):
             cheaper_recomputes=self._num_cheaper_recomputes,
             recomputed_tokens=self._progress.recomputed_tokens,
             put_off=self._num_put_off,
-            pinned_blocks=self._held.num_blocks,
+            pinned_blocks=self._held.num_pinned_blocks,
             **asdict(self._held.totals),
         )
         if self._keeper is None:

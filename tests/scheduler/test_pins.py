@@ -121,6 +121,21 @@ def test_shared_blocks_count_once() -> None:
     assert held.turns.num_blocks == 4
 
 
+def test_of_too_many_pins_the_worst_are_told() -> None:
+    """Just so many that the blocks of the rest, shared ones once, are within the bound."""
+    held = Held()
+    held.hold("unpinned", blocks=range(20), pinned=False)
+    held.hold("best", blocks=range(6), priority=1)
+    held.hold("good", blocks=range(8), priority=2)
+    held.hold("bad", blocks=range(10, 14), priority=3)
+    held.hold("worst", blocks=range(10, 14), priority=4)
+
+    assert held.turns.num_pinned_blocks == 12
+    assert held.turns.too_many(12) == []
+    assert names(held.turns.too_many(11)) == ["bad", "worst"]
+    assert names(held.turns.too_many(7)) == ["good", "bad", "worst"]
+
+
 def test_blocks_that_requests_use_are_not_idle() -> None:
     """What a running request has too would not be free without the pin."""
     held = Held()
