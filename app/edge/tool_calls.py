@@ -77,6 +77,9 @@ class ToolCallReader:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the answer."""
         if self._is_stream:
+            is_whole_lines = piece.endswith(b"\n") and not self._part and not self._is_too_long
+            if is_whole_lines and not _may_name(piece):
+                return  # most of what a stream is
             *ends, piece = piece.split(b"\n")
             for end in ends:
                 self._add(end)
@@ -98,7 +101,7 @@ class ToolCallReader:
     def _finish_part(self) -> None:
         part, self._part = self._part, bytearray()
         self._is_too_long, was_too_long = False, self._is_too_long
-        if was_too_long or _NAME not in part or not any(mark in part for mark in _MARKS):
+        if was_too_long or not _may_name(part):
             return
         for name in _called(_json(part.removeprefix(b"data:"))):
             if len(self._tools) < MAX_TOOLS:
@@ -118,6 +121,10 @@ def _reader(start: Message) -> ToolCallReader | None:
         return None
     kind = Headers(raw=start["headers"]).get("content-type", "")
     return ToolCallReader(is_stream=kind.startswith("text/event-stream"))
+
+
+def _may_name(part: bytes | bytearray) -> bool:
+    return _NAME in part and any(mark in part for mark in _MARKS)
 
 
 def _json(part: bytes | bytearray) -> Any:
