@@ -333,9 +333,7 @@ class FleetScheduler:
         self._line.remove(request.request_id)
         self._requests.place(request, engine_id)
         self._warmth.remember(request, request.prefixes)
-        self._tool_turns.begin(
-            request.tenant, request.conversation, request.request_id, engine_id
-        )
+        self._tool_turns.begin(request.tenant, request.conversation, request.request_id, engine_id)
         request.prefixes = []
 
     def _seat_if_told(self, request: TrackedRequest, engine_id: str) -> None:

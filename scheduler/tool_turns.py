@@ -17,12 +17,13 @@ MAX_TOOL_CHARS = 200  # of the tools' names, which clients make up
 
 @dataclass(slots=True)
 class Turn:
-    """The newest request of a conversation; ``called_s`` once it has ended with a tool call."""
+    """The newest request of a conversation; ``called_s`` while it waits for the tools it called."""
 
     request_id: str
     engine_id: str
     tools: str = ""
     called_s: float | None = None
+    is_pinned: bool = False
 
 
 class ToolTurns:
@@ -39,18 +40,27 @@ class ToolTurns:
         self._turns: OrderedDict[tuple[str, str], Turn] = OrderedDict()
         self._pins_s: dict[str, dict[str, float]] = {}  # by engine, then request
 
-    def begin(
-        self, tenant: str, conversation: str | None, request_id: str, engine_id: str, now_s: float
-    ) -> None:
-        """A request was placed; if its conversation waited for a tool, that one is done."""
+    def come_back(self, tenant: str, conversation: str | None, now_s: float) -> None:
+        """A request has come; if its conversation waited for a tool, that one is done.
+
+        The pin is made to last while the request waits for a place.
+        """
+        turn = self._turns.get((tenant, conversation)) if conversation is not None else None
+        if turn is None or turn.called_s is None:
+            return
+        self._waits.observe((tenant, turn.tools), now_s - turn.called_s)
+        turn.called_s = None
+        if turn.is_pinned:
+            self._pin(turn, self._max_ttl_s)
+
+    def begin(self, tenant: str, conversation: str | None, request_id: str, engine_id: str) -> None:
+        """A request has got its place; elsewhere a pin of its conversation is of no use now."""
         if conversation is None or not self._max_ttl_s:
             return
         before = self._turns.pop((tenant, conversation), None)
         self._turns[tenant, conversation] = Turn(request_id, engine_id)
-        if before is not None and before.called_s is not None:
-            self._waits.observe((tenant, before.tools), now_s - before.called_s)
-            if before.engine_id != engine_id:
-                self._pin(before, 0.0)
+        if before is not None and before.is_pinned and before.engine_id != engine_id:
+            self._pin(before, 0.0)
         if len(self._turns) > self._max_turns:
             (tenant, _), oldest = self._turns.popitem(last=False)
             if oldest.called_s is not None:
@@ -76,7 +86,8 @@ class ToolTurns:
         turn.tools = "+".join(sorted(set(tools)))[:MAX_TOOL_CHARS]
         turn.called_s = now_s
         ttl_s = self._waits.ttl_s((tenant, turn.tools), memory, at_most_s=self._max_ttl_s)
-        if ttl_s:
+        turn.is_pinned = ttl_s > 0
+        if turn.is_pinned:
             self._pin(turn, ttl_s)
 
     def take_pins(self, engine_id: str) -> dict[str, float] | None:

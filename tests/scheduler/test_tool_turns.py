@@ -20,7 +20,8 @@ class Conversations:
     def begin(
         self, conversation: str | None, turn: str, engine_id: str = "e1", tenant: str = "a"
     ) -> None:
-        self.turns.begin(tenant, conversation, turn, engine_id, self.now_s)
+        self.turns.come_back(tenant, conversation, self.now_s)
+        self.turns.begin(tenant, conversation, turn, engine_id)
 
     def call(self, conversation: str, *tools: str, tenant: str = "a") -> None:
         self.turns.call(tenant, conversation, tools, PLENTY, self.now_s)
@@ -96,6 +97,20 @@ def test_a_turn_that_goes_on_elsewhere_ends_its_pin() -> None:
     conversations.begin("c", "turn 2", "e2")
 
     assert conversations.pins("e1") == {"turn 1": 0.0}
+
+
+def test_a_pin_outlasts_the_wait_for_a_place() -> None:
+    """Once the next request has come, the engine is told to keep the pin; in time, if it can be."""
+    conversations = Conversations()
+    conversations.begin("c", "turn 1")
+    conversations.call("c", "search")
+    assert conversations.pins() == {"turn 1": UNKNOWN_S}
+
+    conversations.turns.come_back("a", "c", conversations.now_s)
+
+    assert conversations.pins() == {"turn 1": MOST_S}
+    conversations.turns.come_back("a", "c", conversations.now_s)
+    assert conversations.pins() == {}
 
 
 def test_those_that_never_come_back_are_learned_from() -> None:
