@@ -59,7 +59,8 @@ class PinningScheduler(DisplacingScheduler):
     # --- vLLM's own methods, with something before or after ----------------------------------
 
     def add_request(self, request: Request) -> None:
-        if request.session_id is not None:
+        # More input for a streaming session begins no turn: that runs already.
+        if request.session_id is not None and request.request_id not in self.requests:
             for turn in self._held.of(_conversation(request)):
                 turn.next_turn = request
         super().add_request(request)
