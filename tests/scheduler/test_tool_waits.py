@@ -118,12 +118,13 @@ def test_no_other_time_gains_more(
     assert mean_gain_s(seen_s, chosen_s, memory) >= mean_gain_s(seen_s, tried_s, memory) - 1e-9
 
 
-def test_what_is_learned_of_a_wide_spread_pays(seed: int) -> None:
-    """On waits spread as those of coding agents' tools are, pins save more than they hold."""
+def test_what_is_learned_of_a_wide_spread_is_nearly_the_best(seed: int) -> None:
+    """On waits spread as those of coding agents' tools are, no fixed time saves much more."""
     choose = random.Random(seed)
     past, to_come = ([choose.lognormvariate(-1.5, 1.5) for _ in range(WINDOW_WAITS)] for _ in "ab")
     memory = DeviceMemory(refill_s=2.0, demand=1.0)
-    chosen_s = ttl_s(learned(*past), memory)
+    fixed_s = [tenths / 10 for tenths in range(301)]
 
-    assert mean_gain_s(to_come, chosen_s, memory) > 0
-    assert mean_gain_s(to_come, chosen_s, memory) > mean_gain_s(to_come, 0.1, memory)
+    gain_s = mean_gain_s(to_come, ttl_s(learned(*past), memory), memory)
+
+    assert gain_s > 0.8 * max(mean_gain_s(to_come, time_s, memory) for time_s in fixed_s) > 0
