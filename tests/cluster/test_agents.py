@@ -80,7 +80,7 @@ async def test_a_turn_that_calls_a_tool_is_pinned(
     """Whatever the client speaks, streamed or not."""
     before = await num_pinned(http)
 
-    answer = await take_turn(http, path, body, conversation="an agent's")
+    answer = await take_turn(http, path, body, conversation="an-agent")
 
     assert "look_up" in answer
     assert await num_pinned(http, more_than=before) == before + 1
@@ -90,7 +90,7 @@ async def test_a_turn_that_calls_a_tool_is_pinned(
 async def test_the_turn_behind_a_tool_goes_on_from_the_pin(http: httpx.AsyncClient) -> None:
     """The next turn, with the tool's result, finds the KV of the one before on the device."""
     before = await fleet_when(http, lambda _: True, "the server answers")
-    first = await take_turn(http, "/v1/chat/completions", CHAT, conversation="one more")
+    first = await take_turn(http, "/v1/chat/completions", CHAT, conversation="one-more")
     message = json.loads(first)["choices"][0]["message"]
     await num_pinned(http, more_than=before.switched("pins"))
 
@@ -100,7 +100,7 @@ async def test_the_turn_behind_a_tool_goes_on_from_the_pin(http: httpx.AsyncClie
     ]
     following = {**CHAT, "messages": [QUESTION, message, *results], "max_tokens": 5}
     await take_turn(
-        http, "/v1/chat/completions", {**following, "tool_choice": "none"}, conversation="one more"
+        http, "/v1/chat/completions", {**following, "tool_choice": "none"}, conversation="one-more"
     )
 
     hits = before.switched("pin_hits")
@@ -113,6 +113,6 @@ async def test_turns_of_no_conversation_are_not_pinned(http: httpx.AsyncClient) 
     before = await num_pinned(http)
 
     await take_turn(http, "/v1/chat/completions", CHAT, conversation=None)
-    await take_turn(http, "/v1/chat/completions", CHAT, conversation="the last")
+    await take_turn(http, "/v1/chat/completions", CHAT, conversation="the-last")
 
     assert await num_pinned(http, more_than=before) == before + 1
