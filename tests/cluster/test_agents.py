@@ -29,7 +29,7 @@ CHAT: dict[str, Any] = {
 }
 MESSAGES: dict[str, Any] = {
     "messages": [QUESTION],
-    "tools": [{"name": "look_up", "input_schema": SCHEMA}],
+    "tools": [{"name": "look_up", "input_schema": SCHEMA, "strict": True}],
     "tool_choice": {"type": "any"},
     "max_tokens": 300,
 }
