@@ -77,7 +77,11 @@ def new_fleet(
         clock=clock,
         random=random or Random(),
         service=ServiceWeights(fairness.input_weight, fairness.output_weight),
-        limits=FleetLimits(update_s=fairness.update_s, max_wait_s=fairness.max_wait_s),
+        limits=FleetLimits(
+            update_s=fairness.update_s,
+            max_wait_s=fairness.max_wait_s,
+            max_tool_ttl_s=fairness.max_tool_ttl_s,
+        ),
     )
 
 

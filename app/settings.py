@@ -139,6 +139,13 @@ class FairnessSettings(_Settings):
         description="Running requests per engine and second that may make way for better-ranked "
         "ones; null for no bound. Half of what is saved up is kept for requests that never ran.",
     )
+    max_tool_ttl_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=600,
+        description="Longest time for which a turn's KV stays on the device while its client runs "
+        "the tool it has called (how long pays is learned from each tool); 0: not at all.",
+    )
 
     @model_validator(mode="after")
     def _policy_can_be_made(self) -> "FairnessSettings":

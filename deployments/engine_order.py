@@ -30,8 +30,9 @@ class EngineOrder(msgspec.Struct, frozen=True):
 
 
 class Exchange(msgspec.Struct, array_like=True, frozen=True):
-    """New priorities in, progress out."""
+    """New priorities and pins in, progress out."""
 
     client_index: int
     priorities: dict[str, int]
     is_full: bool
+    pins_s: dict[str, float] | None = None

@@ -102,18 +102,16 @@ class EngineReplica:
         self._router.close()
 
     async def _exchange_forever(self, card: EngineCard, line: "EngineLine") -> None:
-        priorities: dict[str, int] = {}
-        want_join = True
+        orders = Orders(priorities={}, want_join=True)
         last_step = -1
         while True:
             try:
-                progress = await line.exchange(priorities, is_full=want_join)
+                progress = await line.exchange(orders)
             except TimeoutError:
                 continue  # a long step; check_health decides when it is too long
             if progress.step != last_step or progress.num_running == 0:
                 last_step, self._last_progress_s = progress.step, time.monotonic()
-            orders = await self._report(card, progress, want_join=want_join)
-            priorities, want_join = orders.priorities, orders.want_join
+            orders = await self._report(card, progress, want_join=orders.want_join)
             await asyncio.sleep(self._exchange_s)
 
     async def _report(
@@ -168,14 +166,14 @@ class EngineLine:
         self._input.close()
         self._output.close()
 
-    async def exchange(self, priorities: dict[str, int], *, is_full: bool) -> EngineProgress:
-        """Set ``priorities`` and fetch the progress since the last exchange.
+    async def exchange(self, orders: Orders) -> EngineProgress:
+        """Hand on ``orders`` and fetch the progress since the last exchange.
 
         Raises:
             TimeoutError: no answer yet. The next call goes on waiting for it.
         """
         if not self._unanswered:
-            message = Exchange(REPLICA_CLIENT, priorities, is_full)
+            message = Exchange(REPLICA_CLIENT, orders.priorities, orders.want_join, orders.pins_s)
             await self._input.send_multipart([EXCHANGE, msgspec.msgpack.encode(message)])
             self._unanswered = True
         async with asyncio.timeout(REPLY_S):

@@ -9,7 +9,8 @@ limit that only the router could count against.
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 import zmq
@@ -28,7 +29,9 @@ from deployments.messages import (
     OverLimit,
     Placed,
     Reply,
+    Request,
     Snapshot,
+    ToolsCalled,
 )
 from deployments.router_link import RouterHandle, RouterLink
 from scheduler.errors import QuotaExceededError
@@ -58,7 +61,7 @@ class FleetView:
         self._last_priority: OrderedDict[str, int] = OrderedDict()
         self._snapshot = b"{}"
         self._task: asyncio.Task[None] | None = None
-        self._cancels: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[None]] = set()  # that nobody waits for
         self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
         self.on_lost: Callable[[str], None]
 
@@ -154,15 +157,25 @@ class FleetView:
 
     async def cancel(self, request_id: str) -> None:
         """Take an admitted request back from the router; it may never know, then it forgets it."""
+        await self._tell(Cancel(request_id))
+
+    def tools_called(self, tenant: str, conversation: str, tools: list[str]) -> None:
+        """Let the router know, if it can be told now; nobody waits for it."""
+        self._later(self._tell(ToolsCalled(tenant, conversation, tools)), name="tools called")
+
+    async def _tell(self, request: Request) -> None:
         try:
-            await self._router.call(Cancel(request_id), timeout_s=self._admit_timeout_s)
+            await self._router.call(request, timeout_s=self._admit_timeout_s)
         except RouterAwayError:
-            logger.debug("Request %s could not be cancelled at the router", request_id)
+            logger.debug("The router could not be told: %s", request)
 
     def _cancel_later(self, request_id: str) -> None:
-        task = asyncio.create_task(self.cancel(request_id), name="late cancel")
-        self._cancels.add(task)
-        task.add_done_callback(self._cancels.discard)
+        self._later(self.cancel(request_id), name="late cancel")
+
+    def _later(self, call: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(call, name=name)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     def closed(self, engine_id: str) -> None:
         """A request this gateway had on ``engine_id`` has ended."""

@@ -39,6 +39,8 @@ class GatewayState(Protocol):
 
     async def check_ready(self) -> None: ...
 
+    def tools_called(self, tenant: str, conversation: str, tools: list[str]) -> None: ...
+
 
 class Edge(Protocol):
     """Everything around vLLM's app: who is calling, what is allowed, our own routes."""
@@ -115,6 +117,10 @@ class Gateway:
     async def fairness(self) -> bytes:
         """``GET /v1/fairness`` as JSON."""
         return await self._fleet.snapshot()
+
+    def tools_called(self, tenant: str, conversation: str, tools: list[str]) -> None:
+        """A turn of this conversation has ended with calls of these tools."""
+        self._fleet.tools_called(tenant, conversation, tools)
 
     async def _follow_fleet(self) -> None:
         while True:

@@ -39,6 +39,14 @@ class Cancel(Request, frozen=True):
     request_id: str
 
 
+class ToolsCalled(Request, frozen=True):
+    """A gateway has seen a turn end with calls of these tools; the next may come once they ran."""
+
+    tenant: str
+    conversation: str
+    tools: list[str]
+
+
 class Hello(Request, frozen=True):
     """A gateway's regular sign of life; the answer is the ``Directory``."""
 
@@ -124,14 +132,21 @@ class Snapshot(Reply, frozen=True):
 
 
 class Orders(Reply, frozen=True):
-    """What an engine is to do: changed priorities, a full report, a checkpoint to keep."""
+    """What an engine is to do: changed priorities, a full report, a checkpoint to keep, pins.
+
+    ``pins_s`` are the seconds for which the KV of a request that has ended is to stay on the
+    device; None where nothing is ever pinned.
+    """
 
     priorities: dict[str, int]
     want_join: bool = False
     checkpoint: bytes | None = None
+    pins_s: dict[str, float] | None = None
 
 
-request_decoder = msgspec.msgpack.Decoder(Admit | Cancel | Hello | Ask | Join | Report | Leave)
+request_decoder = msgspec.msgpack.Decoder(
+    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Leave
+)
 reply_decoder = msgspec.msgpack.Decoder(
     Done | Placed | InLine | Called | Refused | OverLimit | Directory | Snapshot | Orders
 )

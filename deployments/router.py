@@ -34,6 +34,7 @@ from deployments.messages import (
     Report,
     Request,
     Snapshot,
+    ToolsCalled,
     request_decoder,
 )
 from deployments.node import node_address
@@ -88,6 +89,7 @@ class Router:
         self._started_s = clock()
         self._answers: dict[type[Request], Callable[..., Reply]] = {
             Cancel: self._cancel,
+            ToolsCalled: self._tools_called,
             Ask: self._snapshot,
             Join: self._join,
             Report: self._report,
@@ -161,6 +163,10 @@ class Router:
         self._fleet.cancel(request.request_id)
         return Done()
 
+    def _tools_called(self, request: ToolsCalled) -> Reply:
+        self._fleet.tools_called(request.tenant, request.conversation, request.tools)
+        return Done()
+
     def _directory(self, _request: Hello) -> Reply:
         return Directory(list(self._cards.values()))
 
@@ -202,6 +208,7 @@ class Router:
         return Orders(
             priorities=self._fleet.priority_changes(engine_id),
             checkpoint=self._checkpoint_for(engine_id, now),
+            pins_s=self._fleet.take_pins(engine_id),
         )
 
     def _checkpoint_for(self, engine_id: str, now: float) -> bytes | None:

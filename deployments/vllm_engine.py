@@ -157,6 +157,7 @@ class ListeningEngineCore(EngineCoreProc):
 
     def _answer(self, exchange: Exchange) -> None:
         self.scheduler.set_priorities(exchange.priorities)
+        self.scheduler.pin_turns(exchange.pins_s)
         progress = self.scheduler.take_progress(exchange.is_full)
         self.output_queue.put_nowait((exchange.client_index, msgspec.msgpack.encode(progress)))
 

@@ -128,6 +128,10 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         """What the engine will wait for so many blocks to leave and come back; 0 while unknown."""
         return self._planning.predicted_swap_s(num_blocks) if self._planning else 0.0
 
+    def predicted_load_s(self, num_blocks: int) -> float:
+        """What loading so many blocks takes, beside the engine's steps or not; 0 while unknown."""
+        return self._planning.predicted_load_s(num_blocks) if self._planning else 0.0
+
     def drop_copied_from(self, block_ids: Collection[int]) -> None:
         """Forget every copy made from these blocks, or from what was computed with them.
 

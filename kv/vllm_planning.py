@@ -186,6 +186,9 @@ class SwapPlanning:
     def predicted_swap_s(self, num_blocks: int) -> float:
         return self._timing.engine_s(num_blocks)
 
+    def predicted_load_s(self, num_blocks: int) -> float:
+        return self._timing.in_s(num_blocks)
+
     # --- step by step -------------------------------------------------------------------------
 
     def take_plan(self, output: SchedulerOutput) -> SwapPlan:

@@ -6,6 +6,13 @@ import msgspec
 
 from scheduler.admission import EngineCapacity
 from scheduler.reports import EngineProgress, SwitchCounts
+from scheduler.tool_waits import DeviceMemory
+
+# Until an engine has measured what a token's KV takes to compute again or to load.
+TYPICAL_RELOAD_TOKEN_S = 1e-4
+# Where live requests use less of the blocks, nobody misses what is pinned; from the second on
+# each block is missed for as long as it is held.
+NO_DEMAND_SHARE, FULL_DEMAND_SHARE = 0.5, 0.9
 
 _NOTHING_YET = EngineProgress(
     step=-1,
@@ -38,3 +45,15 @@ class JoinedEngine:
         self.has_reported = True
         self.has_reported_full = self.has_reported_full or report.is_full
         return num_steps
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """What the device's memory is worth, by the last report."""
+        latest, capacity = self.latest, self.capacity
+        used_share = latest.blocks_used / latest.blocks_total if latest.blocks_total else 0.0
+        demand = (used_share - NO_DEMAND_SHARE) / (FULL_DEMAND_SHARE - NO_DEMAND_SHARE)
+        return DeviceMemory(
+            refill_s=(latest.reload_token_s or TYPICAL_RELOAD_TOKEN_S)
+            * (capacity.blocks_total * capacity.block_tokens),
+            demand=min(max(demand, 0.0), 1.0),
+        )

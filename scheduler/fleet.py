@@ -14,7 +14,7 @@ policy starts level: service alone, without the lifts that went with it, would o
 came last all that others had received before.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from random import Random
@@ -36,6 +36,7 @@ from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare, TenantShares
 from scheduler.snapshot import FairnessView
 from scheduler.starvation import StarvationGuard
+from scheduler.tool_turns import ToolTurns
 from scheduler.tracking import RequestTable, TrackedRequest, adopted, announced
 from scheduler.warmth import Warmth
 
@@ -54,6 +55,7 @@ class FleetLimits:
     max_conversations: int = 100_000  # whose engine is remembered
     max_prefixes: int = 200_000  # likewise
     max_wait_s: float = 60.0  # then a tenant's longest waiting request runs first
+    max_tool_ttl_s: float = 0.0  # for which a turn's KV may be pinned while a tool runs
 
 
 class FleetCheckpoint(msgspec.Struct, array_like=True, frozen=True):
@@ -101,6 +103,7 @@ class FleetScheduler:
         self._warmth = Warmth(
             max_conversations=limits.max_conversations, max_prefixes=limits.max_prefixes
         )
+        self._tool_turns = ToolTurns(max_ttl_s=limits.max_tool_ttl_s)
         self._engines: dict[str, JoinedEngine] = {}
         self._next_ranking_s = 0.0
         self._num_steps = 0.0  # that an engine has made on average
@@ -132,6 +135,7 @@ class FleetScheduler:
         if self._engines.pop(engine_id, None) is not None:
             self._ledger.close(engine_id)
             self._seating.leave(engine_id)
+            self._tool_turns.forget_engine(engine_id)
         lost = list(self._requests.on_engine(engine_id))
         for request in lost:
             self._forget(request)
@@ -161,6 +165,7 @@ class FleetScheduler:
         if not avoid:  # one that has lost its engine was let in before
             self._quotas.reserve(request)
         if request.request_id not in self._line:
+            self._tool_turns.come_back(request.tenant, request.conversation, self._now_s())
             self._enter(announced(request, avoid, self._now_s()))
             self._call_up()
         return self._called.pop(request.request_id, None)
@@ -226,6 +231,19 @@ class FleetScheduler:
             [request.priority for request in requests if not request.is_running],
         )
         return changes
+
+    def tools_called(self, tenant: str, conversation: str, tools: Iterable[str]) -> None:
+        """A conversation's turn has ended with calls of these tools: its next one may be near."""
+        engine = self._engines.get(self._tool_turns.engine(tenant, conversation) or "")
+        if engine is not None:
+            self._tool_turns.call(tenant, conversation, tools, engine.memory, self._now_s())
+
+    def take_pins(self, engine_id: str) -> dict[str, float] | None:
+        """For how many seconds the engine is to pin the KV of which requests that have ended.
+
+        Each is told once; 0 ends a pin. None where nothing is ever pinned.
+        """
+        return self._tool_turns.take_pins(engine_id)
 
     def snapshot(self) -> dict[str, object]:
         """The fleet as plain values, for people."""
@@ -315,6 +333,7 @@ class FleetScheduler:
         self._line.remove(request.request_id)
         self._requests.place(request, engine_id)
         self._warmth.remember(request, request.prefixes)
+        self._tool_turns.begin(request.tenant, request.conversation, request.request_id, engine_id)
         request.prefixes = []
 
     def _seat_if_told(self, request: TrackedRequest, engine_id: str) -> None:

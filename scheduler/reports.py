@@ -62,6 +62,12 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     load_wait_s: float = 0.0  # together
     cheaper_recomputes: int = 0  # fallbacks since computing again would take less time than a swap
     put_off: int = 0  # displacements that had to wait, as there had been enough for the time
+    pins: int = 0  # turns that ended with a tool call and whose KV was pinned for the next one
+    pin_hits: int = 0  # of them, those whose conversation came back to it in time
+    pins_wasted: int = 0  # of them, those that ended without having been of use
+    pins_released: int = 0  # of them, those that made way for requests that run or wait
+    pinned_blocks: int = 0  # now; they count as free
+    wasted_block_s: float = 0.0  # blocks of the wasted, times the seconds each was pinned
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):
@@ -85,3 +91,4 @@ class EngineProgress(msgspec.Struct, array_like=True, frozen=True):
     host_blocks_total: int
     switches: SwitchCounts
     tenant_service: dict[str, tuple[int, int]] = {}
+    reload_token_s: float = 0.0  # to have a token's KV again once it is lost; 0 while unknown

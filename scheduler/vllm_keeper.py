@@ -67,6 +67,10 @@ class KVKeeper(Protocol):
         """What the engine would lose by a swap of so many blocks, out and in; 0 if unknown."""
         ...
 
+    def predicted_load_s(self, num_blocks: int) -> float:
+        """What loading so many blocks takes, whoever waits for it; 0 if unknown."""
+        ...
+
     def drop_copied_from(self, block_ids: Collection[int]) -> None:
         """Forget every copy that was made from one of these blocks."""
         ...

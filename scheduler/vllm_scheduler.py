@@ -2,15 +2,17 @@
 
 Adds to vLLM 0.32 what its ``schedule()`` lacks, without copying it: priorities that change while
 requests run, waiting requests that displace running ones, KV that is kept instead of thrown away
-when a request is preempted, and reports of progress. All of it happens at the edges of vLLM's own
-methods; each private name leaned on here, in ``scheduler.vllm_displacement`` and in
-``scheduler.vllm_loads`` is pinned by ``tests/scheduler/test_vllm_contract.py``.
+when a request is preempted or waits for a tool between two turns, and reports of progress. All of
+it happens at the edges of vLLM's own methods; each private name leaned on here, in
+``scheduler.vllm_pins``, in ``scheduler.vllm_displacement`` and in ``scheduler.vllm_loads`` is
+pinned by ``tests/scheduler/test_vllm_contract.py``.
 """
 
 import time
 from collections import deque
+from dataclasses import asdict
 from itertools import islice
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from msgspec import structs
@@ -28,8 +30,8 @@ from scheduler.engine_config import SchedulerSettings
 from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
 from scheduler.switch_budget import UNLIMITED, Allowance, SwitchBudget
-from scheduler.vllm_displacement import DisplacingScheduler
 from scheduler.vllm_keeper import KVKeeper, SwapTotals
+from scheduler.vllm_pins import PinningScheduler
 
 TENANT_ARG = "fastswitch_tenant"
 DEFAULT_TENANT = "default"
@@ -40,7 +42,7 @@ LOW_BLOCKS_SHARE = 1 / 8
 NUM_LIKELY_VICTIMS = 16
 
 
-class FastSwitchScheduler(DisplacingScheduler):
+class FastSwitchScheduler(PinningScheduler):
     """vLLM's scheduler with live priorities, displacement and swaps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -96,12 +98,13 @@ class FastSwitchScheduler(DisplacingScheduler):
             finished=movement.finished,
             num_running=num_running,
             num_waiting=num_waiting,
-            blocks_used=self._num_usable_blocks - num_free,
+            blocks_used=self._num_usable_blocks - num_free - self._held.num_idle_blocks,
             blocks_total=self._num_usable_blocks,
             host_blocks_used=self._keeper.num_host_blocks_used if self._keeper else 0,
             host_blocks_total=self._keeper.num_host_blocks if self._keeper else 0,
             switches=self._switch_counts(),
             tenant_service=self._progress.tenant_service if is_full else {},
+            reload_token_s=self._reload_token_s(),
         )
 
     # --- vLLM's own methods, with something before or after ----------------------------------
@@ -261,6 +264,12 @@ class FastSwitchScheduler(DisplacingScheduler):
             )
         return self.current_step + quantum_steps(switch_s, self._costs.typical_step_s)
 
+    def _reload_token_s(self) -> float:
+        """What a token's KV takes that is not on the device any more; 0 while unknown."""
+        load_s = self._keeper.predicted_load_s(1) / self._block_sizes[0] if self._keeper else 0.0
+        token_s = min(load_s or inf, self._costs.recompute_s(1))
+        return token_s if isfinite(token_s) else 0.0
+
     def _num_computed_blocks(self, request: Request) -> int:
         return sum(cdiv(request.num_computed_tokens, size) for size in self._block_sizes)
 
@@ -295,6 +304,8 @@ class FastSwitchScheduler(DisplacingScheduler):
             cheaper_recomputes=self._num_cheaper_recomputes,
             recomputed_tokens=self._progress.recomputed_tokens,
             put_off=self._num_put_off,
+            pinned_blocks=self._held.num_pinned_blocks,
+            **asdict(self._held.totals),
         )
         if self._keeper is None:
             return counts

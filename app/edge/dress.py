@@ -1,8 +1,8 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
 Owns our own routes (health, fairness) and the order of what a request passes: body limit,
-identity, route, admission, the app. Who a key belongs to is `app.tenants`; what our routes say
-is the gateway's.
+identity, tool calls, route, admission, the app. Who a key belongs to is `app.tenants`; what our
+routes say is the gateway's.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -18,6 +18,7 @@ from app.edge.identity import Identity, IdentityMiddleware, current_identity
 from app.edge.leaving import LeavingClientsMiddleware
 from app.edge.limits import BodyLimitMiddleware
 from app.edge.routes import KnownRoutesMiddleware
+from app.edge.tool_calls import ToolCallsMiddleware
 from app.tenants import TenantDirectory
 from deployments.gateway import GatewayState
 
@@ -38,7 +39,8 @@ class HttpEdge:
         # Around the app, not in it: vLLM has closed its own list of middlewares by now.
         leaving = LeavingClientsMiddleware(AdmissionMiddleware(AppErrorsMiddleware(app)))
         known = KnownRoutesMiddleware(leaving, app.router.routes)
-        identified = IdentityMiddleware(known, self._new_directory())
+        watched = ToolCallsMiddleware(known, gateway)
+        identified = IdentityMiddleware(watched, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
 
     def named_tenants(self) -> Collection[str]:

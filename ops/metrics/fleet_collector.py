@@ -233,6 +233,36 @@ _ENGINE_FAMILIES = (
         CounterMetricFamily,
         (_Series(_switch("stall_s")),),
     ),
+    _Family(
+        "fastswitch_engine_tool_pins",
+        "Turns that called a tool and whose KV was pinned on the device meanwhile.",
+        CounterMetricFamily,
+        (_Series(_switch("pins")),),
+    ),
+    _Family(
+        "fastswitch_engine_ended_tool_pins",
+        "Pins that have ended: the next turn used the KV (hit), none did (wasted), or other "
+        "requests needed the memory (released).",
+        CounterMetricFamily,
+        (
+            _Series(_switch("pin_hits"), ("hit",)),
+            _Series(_switch("pins_wasted"), ("wasted",)),
+            _Series(_switch("pins_released"), ("released",)),
+        ),
+        ("outcome",),
+    ),
+    _Family(
+        "fastswitch_engine_pinned_blocks",
+        "KV blocks held now for turns to come; other requests can have them.",
+        GaugeMetricFamily,
+        (_Series(_switch("pinned_blocks")),),
+    ),
+    _Family(
+        "fastswitch_engine_wasted_pin_block_seconds",
+        "KV blocks of pins that were of no use, times the seconds they were held.",
+        CounterMetricFamily,
+        (_Series(_switch("wasted_block_s")),),
+    ),
 )
 
 # Upper bounds in seconds, as Prometheus writes them.

@@ -122,3 +122,11 @@ def test_fairness_settings_make_the_fleet() -> None:
 def test_one_setting_chooses_the_policy(policy: str) -> None:
     """Whichever of the catalogue it is, the router's fleet ranks by it."""
     assert new_fleet(FairnessSettings(policy=policy)).snapshot()["policy"] == policy
+
+
+@pytest.mark.parametrize("max_tool_ttl_s", [0.0, 5.0])
+def test_pins_are_told_of_unless_they_are_off(max_tool_ttl_s: float) -> None:
+    """With a longest time of nought engines are told that there will be none."""
+    fleet = new_fleet(FairnessSettings(max_tool_ttl_s=max_tool_ttl_s))
+
+    assert fleet.take_pins("engine-a") == ({} if max_tool_ttl_s else None)

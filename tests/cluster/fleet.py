@@ -18,6 +18,8 @@ class Switches(msgspec.Struct):
     swaps_in: int
     fallbacks: int
     recomputed_tokens: int
+    pins: int
+    pin_hits: int
 
 
 class Engine(msgspec.Struct):

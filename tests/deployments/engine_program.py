@@ -69,7 +69,7 @@ def babble(_order: EngineOrder) -> None:
 
 
 def work(order: EngineOrder) -> None:
-    """Answer exchanges, a step each; what priorities were given shows in the progress."""
+    """Answer exchanges, a step each; what priorities and pins were given shows in the progress."""
     _answer_exchanges(order, is_stuck=False)
 
 
@@ -135,7 +135,7 @@ def make_progress(step: int, exchange: Exchange, num_running: int) -> EngineProg
         blocks_total=100,
         host_blocks_used=0,
         host_blocks_total=0,
-        switches=SwitchCounts(),
+        switches=SwitchCounts(pins=len(exchange.pins_s or ())),
     )
 
 

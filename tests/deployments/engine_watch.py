@@ -1,6 +1,7 @@
 """A real engine as its replica sees it: what is live in there."""
 
 from deployments.engine_replica import EngineLine
+from deployments.messages import Orders
 from scheduler.reports import EngineProgress
 
 
@@ -15,7 +16,7 @@ class Watch:
     ) -> EngineProgress:
         while True:
             try:
-                return await self._line.exchange(priorities or {}, is_full=is_full)
+                return await self._line.exchange(Orders(priorities or {}, want_join=is_full))
             except TimeoutError:
                 continue
 

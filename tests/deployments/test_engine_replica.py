@@ -98,6 +98,18 @@ async def test_priorities_reach_the_engine_once() -> None:
     assert set_by_engine == [{"r1": -5, "r2": 7}]
 
 
+async def test_pins_reach_the_engine_once() -> None:
+    """They come with an exchange as priorities do, and not again."""
+    with OrderingRouter() as router:
+        async with started(StandInHandle(router.endpoint)):
+            await until(lambda: router.of_kind(Report))
+            router.orders = Orders({}, pins_s={"r1": 2.0, "r2": 0.0})
+            num_reports = len(router.requests)
+            await until(lambda: len(router.requests) > num_reports + 4)
+
+    assert sorted(report.progress.switches.pins for report in router.of_kind(Report))[-2:] == [0, 2]
+
+
 async def test_an_engine_that_is_asked_to_join_joins() -> None:
     """A router that has never heard of it, or has forgotten it, gets everything."""
     with OrderingRouter() as router:

@@ -12,7 +12,7 @@ import pytest
 from deployments import engine_links, fleet_view, router_link
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
-from deployments.messages import Admit, Cancel, Hello, InLine, Placed
+from deployments.messages import Admit, Cancel, Hello, InLine, Placed, ToolsCalled
 from scheduler.admission import AdmitRequest
 from tests.deployments.stand_ins import (
     PATIENCE_S,
@@ -88,6 +88,22 @@ async def test_the_router_places_a_request() -> None:
 
         assert (link.card.engine_id, priority) == ("engine-b", 5)
         assert router.asked(Admit) == [admit()]
+
+
+async def test_the_router_is_told_of_tools_that_were_called() -> None:
+    """While there is one; without it nobody waits and nothing is left behind."""
+    with StandInEngine() as engine, SteeredRouter(engine) as router:
+        async with joined(router, admit_timeout_s=0.01) as view:
+            router.is_away = True
+            view.tools_called("acme", "c", ["lost"])
+            await until(lambda: not view._calls)
+
+            router.is_away = False
+            await until(lambda: view.has_router)
+            view.tools_called("acme", "c", ["search", "read"])
+            told = ToolsCalled("acme", "c", ["search", "read"])
+            await until(lambda: told in router.asked(ToolsCalled))
+            await until(lambda: not view._calls)
 
 
 async def test_without_the_router_the_least_busy_engine_takes_a_request() -> None:

@@ -33,6 +33,7 @@ from deployments.messages import (
     Report,
     Request,
     Snapshot,
+    ToolsCalled,
 )
 from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, GATEWAY_SILENCE_S, Router
 from deployments.wire import RpcClient
@@ -73,13 +74,13 @@ class Shares:
         self.default_share = TenantShare(self.edited_default)
 
 
-def new_fleet(clock: HeldClock) -> FleetScheduler:
+def new_fleet(clock: HeldClock, *, max_tool_ttl_s: float = 30.0) -> FleetScheduler:
     return FleetScheduler(
         partial(VirtualTokenCounter, quantum=0.0),
         clock=clock,
         random=Random(0),
         service=ServiceWeights(),
-        limits=FleetLimits(update_s=0.0),
+        limits=FleetLimits(update_s=0.0, max_tool_ttl_s=max_tool_ttl_s),
     )
 
 
@@ -237,6 +238,29 @@ async def test_what_waits_for_a_gateway_that_is_gone_is_dropped(clock: HeldClock
         async with asyncio.timeout(PATIENCE_S):
             while (await snapshot(call))["totals"]["in_line"]:
                 await asyncio.sleep(0.002)
+
+
+async def test_a_turn_that_called_a_tool_is_pinned_by_its_engine(clock: HeldClock) -> None:
+    """With its next report the engine that served it is told for how long, once."""
+    request = AdmitRequest("r1", "acme", "a conversation", 100, 100, 0.0)
+    async with running(clock) as call:
+        orders = await call(Join(card("engine-a"), full()))
+        assert orders.pins_s == {}
+        await call(Admit(request))
+
+        assert await call(ToolsCalled("acme", "a conversation", ["search"])) == Done()
+
+        [(request_id, ttl_s)] = (await call(Report("engine-a", progress(2)))).pins_s.items()
+        assert (request_id, 0 < ttl_s <= 30.0) == ("r1", True)
+        assert (await call(Report("engine-a", progress(3)))).pins_s == {}
+
+
+async def test_calls_in_conversations_unheard_of_do_no_harm(clock: HeldClock) -> None:
+    """A router that has just started, or has forgotten, answers all the same."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+
+        assert await call(ToolsCalled("acme", "another", ["search"])) == Done()
 
 
 async def test_a_cancelled_request_is_forgotten(clock: HeldClock) -> None:

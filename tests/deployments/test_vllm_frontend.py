@@ -335,6 +335,8 @@ class State:
 
     async def check_ready(self) -> None: ...
 
+    def tools_called(self, tenant: str, conversation: str, tools: list[str]) -> None: ...
+
 
 async def dressed(frontend: Frontend, arguments: dict[str, Any]) -> ASGIApp:
     """The frontend's API behind the edge that goes in front of it."""

@@ -490,3 +490,4 @@ def test_reports_add_up() -> None:
     assert totals.load_waits_100ms == 4
     assert totals.load_wait_s == pytest.approx(0.101)
     assert planning.predicted_swap_s(10) == pytest.approx(0.5)
+    assert planning.predicted_load_s(10) == pytest.approx(0.2)

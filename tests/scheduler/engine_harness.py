@@ -63,7 +63,7 @@ class EngineSettings:
     """An engine's size and kind."""
 
     num_blocks: int = 256
-    host_blocks: int = 256
+    host_blocks: int = 256  # with none there is no connector
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 2048
     has_prefix_cache: bool = True
@@ -84,6 +84,7 @@ class Work:
     priority: int = 0
     salt: str | None = None
     lora: LoRARequest | None = None
+    conversation: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def params(self) -> SamplingParams:
@@ -135,6 +136,7 @@ class Engine:
             work.params(),
             lora_request=work.lora,
             priority=work.priority,
+            session_id=work.conversation,
         )
         self.outputs[work.name] = [[] for _ in range(work.options.get("n", 1))]
         return self._ids[work.name]
@@ -313,7 +315,7 @@ def preempt_at_random(choose: random.Random, *, every: int = 2) -> Steer:
 
 def _engine_args(model: Path, settings: EngineSettings) -> EngineArgs:
     transfer = None
-    if not settings.is_plain_vllm:
+    if settings.host_blocks and not settings.is_plain_vllm:
         transfer = KVTransferConfig(**transfer_config(settings.host_blocks * BLOCK_GIB))
     scheduler: type[Scheduler] = SteeredAsyncScheduler if settings.is_async else SteeredScheduler
     return EngineArgs(

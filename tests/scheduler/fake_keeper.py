@@ -59,6 +59,9 @@ class FakeKeeper(KVConnectorBase_V1, SupportsHMA):
     def predicted_swap_s(self, num_blocks: int) -> float:
         return num_blocks * self.swap_s
 
+    def predicted_load_s(self, num_blocks: int) -> float:
+        return num_blocks * self.swap_s / 2
+
     def drop_copied_from(self, block_ids: Collection[int]) -> None: ...
 
     # --- a connector ---------------------------------------------------------------------------

@@ -39,14 +39,21 @@ class HeldClock:
 
 
 def make_fleet(
-    *engine_ids: str, clock: HeldClock | None = None, quantum: float = 0.0
+    *engine_ids: str,
+    clock: HeldClock | None = None,
+    quantum: float = 0.0,
+    max_tool_ttl_s: float = 0.0,
 ) -> FleetScheduler:
     fleet = FleetScheduler(
         partial(VirtualTokenCounter, quantum=quantum),
         clock=clock or HeldClock(),
         random=Random(0),
         service=ServiceWeights(),
-        limits=FleetLimits(update_s=UPDATE_S, unseen_timeout_s=UNSEEN_TIMEOUT_S),
+        limits=FleetLimits(
+            update_s=UPDATE_S,
+            unseen_timeout_s=UNSEEN_TIMEOUT_S,
+            max_tool_ttl_s=max_tool_ttl_s,
+        ),
     )
     for engine_id in engine_ids:
         fleet.join(engine_id, CAPACITY)
@@ -836,3 +843,38 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
         "running": 2,
         "waiting": 1,
     }
+
+
+# --- turns that call tools ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocks_used", "is_pinned"), [(10, True), (70, True), (95, False)])
+def test_a_pin_pays_only_while_memory_is_cheaper_than_coming_back(
+    blocks_used: int,
+    is_pinned: bool,  # noqa: FBT001
+) -> None:
+    """By the engine's own report: how full it is, and what its KV would take to have again."""
+    fleet = make_fleet("e1", max_tool_ttl_s=30.0)
+    assert fleet.take_pins("e1") == {}
+    # 1,600 tokens' KV takes 0.8 s, and a tool perhaps a second.
+    report = msgspec.structs.replace(progress(1), blocks_used=blocks_used, reload_token_s=0.5e-3)
+    fleet.on_report("e1", report)
+    fleet.admit(ask("r1", conversation="c"))
+
+    fleet.tools_called("acme", "c", ["search"])
+
+    assert ("r1" in (fleet.take_pins("e1") or {})) == is_pinned
+
+
+def test_pins_go_with_their_engine() -> None:
+    """An engine that is back under its name has nothing to pin."""
+    fleet = make_fleet("e1", max_tool_ttl_s=30.0)
+    assert fleet.take_pins("e1") == {}
+    fleet.admit(ask("r1", conversation="c"))
+    fleet.tools_called("acme", "c", ["search"])
+    fleet.leave("e1")
+    fleet.tools_called("acme", "c", ["search"])
+
+    fleet.join("e1", CAPACITY)
+
+    assert fleet.take_pins("e1") == {}

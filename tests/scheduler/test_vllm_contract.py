@@ -66,6 +66,7 @@ def request(name: str, *, priority: int = 0, arrival_s: float = 0.0) -> Request:
         ("update_from_output", ["self", "scheduler_output", "model_runner_output"]),
         ("_set_kv_fetch_stage", ["self", "request", "stage"]),
         ("_free_request_blocks", ["self", "request"]),
+        ("_free_cow_retained_blocks", ["self", "blocks", "fence_seq"]),
         ("_request_remaining_blocks", ["self", "request"]),
         (
             "_update_requests_with_invalid_blocks",
@@ -158,6 +159,33 @@ def test_the_pool_counts_its_null_block(scheduler: Scheduler) -> None:
     pool.evict_blocks({0, 1})
 
 
+def test_blocks_can_be_kept_by_a_reference(scheduler: Scheduler) -> None:
+    """Touched blocks are not free once their request is; given back behind a step, they are."""
+    scheduler.add_request(request("a"))
+    scheduler.schedule()
+    [manager] = scheduler.kv_cache_manager.coordinator.single_type_managers
+    pool, table = scheduler.kv_cache_manager.block_pool, list(manager.req_to_blocks["a"])
+
+    pool.touch(table)
+    scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    assert (pool.get_num_free_blocks(), [block.ref_cnt for block in table]) == (61, [1, 1])
+    assert [block.block_hash for block in table] == [None, None]  # without a prefix cache
+    assert not any(block.is_null for block in table)
+
+    scheduler._free_cow_retained_blocks(table, fence_seq=0)
+    assert pool.get_num_free_blocks() == 63
+
+
+def test_a_retained_block_waits_for_steps_in_flight(scheduler: Scheduler) -> None:
+    """Where frees are deferred, those behind a step that is still under way are too."""
+    scheduler.defer_block_free = True
+    blocks = scheduler.kv_cache_manager.block_pool.get_new_blocks(2)
+
+    scheduler._free_cow_retained_blocks(blocks, fence_seq=1)
+
+    assert list(scheduler.deferred_frees) == [(1, blocks[::-1])]
+
+
 def test_what_an_admission_needs_can_be_asked_beforehand(scheduler: Scheduler) -> None:
     """The manager says how many blocks a waiting request will take, and changes nothing."""
     one = request("a")
@@ -242,6 +270,7 @@ def test_requests_carry_what_we_report() -> None:
     assert (one.num_stale_output_tokens, one.drop_stale_output) == (0, False)
     assert (one.num_preemptions, one.is_prefill_chunk) == (0, False)
     assert (one.lora_request, one.structured_output_request) == (None, None)
+    assert (one.cache_salt, one.last_sched_seq) == (None, 0)
 
 
 def test_finish_reasons_read_as_reported() -> None:

@@ -17,7 +17,7 @@ from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 
-LABELS = {"tenant", "engine", "kind", "state", "pool", "direction", "reason"}
+LABELS = {"tenant", "engine", "kind", "state", "pool", "direction", "reason", "outcome"}
 
 
 def make_tenant(service: float, **numbers: float) -> dict[str, float]:
@@ -111,6 +111,12 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         lost_copies=18,
         failed_blocks=19,
         put_off=22,
+        pins=31,
+        pin_hits=22,
+        pins_wasted=5,
+        pins_released=3,
+        pinned_blocks=12,
+        wasted_block_s=1.5,
     )
     report = EngineProgress(
         step=7,
@@ -177,6 +183,17 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("put_off_switches", {}),
         )
     ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19, 22]
+    assert [
+        exposed.value(f"fastswitch_engine_{name}", engine="e1", **labels)
+        for name, labels in (
+            ("tool_pins_total", {}),
+            ("ended_tool_pins_total", {"outcome": "hit"}),
+            ("ended_tool_pins_total", {"outcome": "wasted"}),
+            ("ended_tool_pins_total", {"outcome": "released"}),
+            ("pinned_blocks", {}),
+            ("wasted_pin_block_seconds_total", {}),
+        )
+    ] == [31, 22, 5, 3, 12, 1.5]
     waits = "fastswitch_engine_load_wait_seconds"
     assert [
         exposed.value(f"{waits}_bucket", engine="e1", le=bound)
