@@ -63,7 +63,9 @@ class Frontend:
         self.caller = Caller()
         self.edge: HttpEdge | None = None  # says who is calling where one stands in front
         metrics = RequestMetrics("gateway", TenantLabels())
-        self.client = FleetClient(config, client_index, view, self.current_caller, metrics)
+        self.client = FleetClient(
+            config, client_index, view, self.current_caller, metrics, PATIENCE_S
+        )
         self.llm = FleetLLM(config, self.client)
 
     def current_caller(self) -> Any:
