@@ -30,6 +30,11 @@ def pieces(draw: Callable[..., list[int]], tokens: Sequence[int]) -> list[list[i
     return [list(tokens[begin:end]) for begin, end in pairwise(ends)]
 
 
+def take_all(transcript: Transcript, pieces: Sequence[Sequence[int]]) -> None:
+    for piece in pieces:
+        transcript.take(piece, is_end=False)
+
+
 def test_the_strictest_way_counts() -> None:
     """Of all that a request asks for; one that asks for nothing special continues."""
     assert way([]) is Way.CONTINUE
@@ -92,8 +97,7 @@ def test_a_repetition_that_differs_is_refused_where_it_differs(data: st.DataObje
     transcript.rewind()
 
     with pytest.raises(ReplayDivergedError) as caught:
-        for piece in pieces(data.draw, other):
-            transcript.take(piece, is_end=False)
+        take_all(transcript, pieces(data.draw, other))
     assert (caught.value.position, caught.value.num_tokens) == (wrong, len(answer))
     assert transcript.tokens == answer
 
