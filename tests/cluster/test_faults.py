@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.cluster.conftest import NUM_ENGINES
-from tests.cluster.fleet import fleet_when, look
+from tests.cluster.fleet import Fleet, fleet_when, look
 from tests.cluster.program import (
     ENGINE_CORE,
     ENGINE_REPLICA,
@@ -21,7 +21,7 @@ from tests.cluster.program import (
     Program,
     wait_until,
 )
-from tests.cluster.traffic import Stream, complete, completion
+from tests.cluster.traffic import Stream, completion
 
 pytestmark = pytest.mark.cluster
 
@@ -29,7 +29,7 @@ BACK_WITHIN_S = 120.0
 NUM_STREAMS = 32
 NUM_KILLS = 3
 NUM_PROMPT_TOKENS = 50
-ANSWER_TOKENS = 500
+ANSWER_TOKENS = 300
 
 # What tokens alone are enough to go on with, and what has to be run again from the start.
 KINDS: dict[str, dict[str, Any]] = {
@@ -54,16 +54,9 @@ async def test_killed_engines_are_missed_by_nobody(
     async with repeated_answers(http, answers) as num_right:
         for _ in range(NUM_KILLS):
             await served_again(num_right)
-            engines = (await look(http)).engines.keys()
+            fleet = await look(http)
             choose.choice(server.parts(ENGINE_CORE)).kill()
-            await fleet_when(
-                http,
-                lambda fleet, before=engines: (
-                    len(fleet.engines.keys() - before) == 1 and len(fleet.engines) == NUM_ENGINES
-                ),
-                "a new engine has taken the place of the killed one",
-                within_s=BACK_WITHIN_S,
-            )
+            await until_replaced(http, fleet)
         await served_again(num_right)
 
     after = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
@@ -221,6 +214,19 @@ async def served_again(num_right: "Counter[tuple[str, int]]") -> None:
     async with asyncio.timeout(BACK_WITHIN_S):
         while num_right.total() < wanted:
             await asyncio.sleep(0.05)
+
+
+async def until_replaced(http: httpx.AsyncClient, before: Fleet) -> None:
+    """Returns once a new engine has taken the place of one of those before."""
+    await fleet_when(
+        http,
+        lambda fleet: (
+            len(fleet.engines.keys() - before.engines.keys()) == 1
+            and len(fleet.engines) == NUM_ENGINES
+        ),
+        "a new engine has taken the place of the killed one",
+        within_s=BACK_WITHIN_S,
+    )
 
 
 async def both_engines_serve(http: httpx.AsyncClient) -> None:
