@@ -63,6 +63,7 @@ def build(args: AppArgs) -> Application:
         api_args=args.api_args,
         edge=HttpEdge(directory, args.max_body_bytes),
         admit_timeout_s=args.admit_timeout_s,
+        continuation_timeout_s=args.continuation_timeout_s,
     )
 
 

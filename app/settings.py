@@ -242,6 +242,12 @@ class AppArgs(_Settings):
         le=60,
         description="Longest wait for the router before a gateway goes alone.",
     )
+    continuation_timeout_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Longest wait of a request whose engine was lost for one to go on with.",
+    )
     max_queued_requests: int = Field(
         default=10_000,
         gt=0,

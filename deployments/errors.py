@@ -3,6 +3,7 @@
 DeploymentError
 ├── RouterAwayError      the router did not answer in time
 ├── NoEngineLeftError    no engine can take a request
+├── ReplayDivergedError  an engine does not repeat what another one has put out
 ├── EngineStartError     the engine process ended before it was ready
 └── EngineStalledError   the engine process is there but makes no progress
 """
@@ -28,6 +29,17 @@ class NoEngineLeftError(DeploymentError):
 
     def __str__(self) -> str:
         return "no engine is ready to take requests; they may still be starting"
+
+
+class ReplayDivergedError(DeploymentError):
+    """An engine that runs a request again puts out something else than the one before it."""
+
+    def __init__(self, position: int, num_tokens: int) -> None:
+        super().__init__(position, num_tokens)
+        self.position, self.num_tokens = position, num_tokens
+
+    def __str__(self) -> str:
+        return f"token {self.position} of the {self.num_tokens} to be repeated came out different"
 
 
 class EngineStartError(DeploymentError):

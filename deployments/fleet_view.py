@@ -62,6 +62,7 @@ class FleetView:
         self._snapshot = b"{}"
         self._task: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()  # that nobody waits for
+        self._arrival = asyncio.Event()  # set for a moment whenever an engine has come up
         self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
         self.on_lost: Callable[[str], None]
 
@@ -126,6 +127,10 @@ class FleetView:
             # The router is ahead of us or behind: take the request back before going elsewhere.
             await self.cancel(admit.request.request_id)
         return self._place_alone(admit)
+
+    async def engine_comes_up(self) -> None:
+        """Returns once an engine can be reached that cannot be now."""
+        await self._arrival.wait()
 
     async def _ask_for_place(self, admit: Admit) -> msgspec.Struct:
         request_id = admit.request.request_id
@@ -210,7 +215,13 @@ class FleetView:
             self._last_priority.popitem(last=False)
 
     async def _follow_directory(self) -> None:
+        known: set[str] = set()
         while True:
+            up = {link.card.engine_id for link in self._up()}
+            if not up <= known:
+                self._arrival.set()
+                self._arrival.clear()
+            known = up
             try:
                 reply = await self._router.call(
                     Hello(self._client_index), timeout_s=DIRECTORY_REPLY_S

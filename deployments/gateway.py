@@ -62,12 +62,14 @@ class Gateway:
         api_args: Mapping[str, Any],
         edge: Edge,
         admit_timeout_s: float,
+        continuation_timeout_s: float,
         engines: object | None = None,
     ) -> None:
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
         self._edge = edge
         self._client_index = new_client_index()
         self._fleet = FleetView(router, self._client_index, admit_timeout_s)
+        self._continuation_timeout_s = continuation_timeout_s
         self._client: FleetClient | None = None
         self._is_built = False
         labels = TenantLabels(edge.named_tenants())
@@ -88,6 +90,7 @@ class Gateway:
             self._fleet,
             self._edge.current_caller,
             self._request_metrics,
+            self._continuation_timeout_s,
         )
         cards = await self._fleet.start()
         adopt_ready(vllm_config, cards[0].ready)

@@ -1,18 +1,19 @@
 """FleetClient: to vLLM's frontend it is one engine core, behind it is the whole fleet.
 
 Owns which engine has which of this gateway's requests: asks for a placement, sends the request
-there in vLLM's own encoding, merges the engines' outputs, aborts, and deals with an engine that
-is gone. A request is token ids here, so one that has not answered yet simply goes to another
-engine. Leaves the choice of engine and the sockets to ``fleet_view``.
+there in vLLM's own encoding, merges the engines' outputs, aborts, and sends the requests of an
+engine that is gone to another one. Leaves to ``continuation`` and ``vllm_continuation`` how an
+answer goes on in the middle, and the choice of engine and the sockets to ``fleet_view``.
 """
 
 import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from hashlib import sha256
 from http import HTTPStatus
+from random import SystemRandom
 from typing import Protocol
 
 import msgspec
@@ -20,7 +21,13 @@ import zmq
 from vllm.config import VllmConfig
 from vllm.exceptions import GracefulHTTPError
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+    FinishReason,
+)
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -31,10 +38,19 @@ from deployments.admissions import (
     over_limit,
     unavailable,
 )
-from deployments.errors import NoEngineLeftError
+from deployments.continuation import Transcript, Way
+from deployments.errors import NoEngineLeftError, ReplayDivergedError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit
 from deployments.prefixes import fingerprints
+from deployments.vllm_continuation import (
+    CARRIED_ARG,
+    continued,
+    engine_wide,
+    make_repeatable,
+    make_seamless,
+    way_of,
+)
 from ops.metrics.request_metrics import RequestMeter, RequestMetrics
 from scheduler.admission import PRIORITY_BOUND, AdmitRequest, Wishes
 from scheduler.errors import QuotaExceededError
@@ -42,6 +58,9 @@ from scheduler.errors import QuotaExceededError
 logger = logging.getLogger("ray.serve")
 
 TENANT_ARG = "fastswitch_tenant"  # where the engine's scheduler looks for the tenant
+
+# The ends of an answer by itself; the others are the engine's doing.
+OWN_ENDS = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
 
 
 class Caller(Protocol):
@@ -81,14 +100,36 @@ class DeniedError(GracefulHTTPError):
 class OwnedRequest:
     """A request of this gateway and the engine that has it; None while it looks for one."""
 
-    __slots__ = ("admit", "engine_id", "has_output", "meter", "request")
+    __slots__ = ("admit", "engine_id", "is_continued", "meter", "request", "transcript", "way")
 
-    def __init__(self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter) -> None:
+    def __init__(
+        self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter, way: Way
+    ) -> None:
         self.request = request
         self.admit = admit
         self.meter = meter
+        self.way = way
+        self.transcript = Transcript()
         self.engine_id: str | None = None
-        self.has_output = False
+        self.is_continued = False  # its engine was sent it in the middle of its answer
+
+    def lose_engine(self) -> None:
+        """Be ready for another engine, from where the lost one has left off."""
+        assert self.engine_id is not None
+        self.admit = Admit(
+            msgspec.structs.replace(self.admit.request, output_done=len(self.transcript)),
+            avoid=[*self.admit.avoid, self.engine_id],
+        )
+        self.engine_id = None
+        self.is_continued = len(self.transcript) > 0
+        if self.way is Way.REPLAY:
+            self.transcript.rewind()
+
+    def to_send(self) -> EngineCoreRequest:
+        """What an engine gets that takes the request now."""
+        if self.is_continued:
+            return continued(self.request, self.transcript.tokens, self.way)
+        return self.request
 
 
 class FleetClient(EngineCoreClient):
@@ -104,6 +145,7 @@ class FleetClient(EngineCoreClient):
         fleet: FleetView,
         current_caller: Callable[[], Caller],
         metrics: RequestMetrics,
+        continuation_timeout_s: float,
     ) -> None:
         self.vllm_config = vllm_config
         self.engine_ranks_managed = [0]
@@ -111,11 +153,14 @@ class FleetClient(EngineCoreClient):
         self._fleet = fleet
         self._current_caller = current_caller
         self._metrics = metrics
+        self._continuation_timeout_s = continuation_timeout_s
+        self._engines_ask = engine_wide(vllm_config)
+        self._random = SystemRandom()
         self._owned: dict[str, OwnedRequest] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encode = MsgpackEncoder().encode
         self._decode = MsgpackDecoder(EngineCoreOutputs).decode
-        self._moves: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.fail_request: Callable[[str, Exception], None]  # set by the frontend
         fleet.on_frames, fleet.on_lost = self._take_frames, self._engine_lost
 
@@ -135,8 +180,11 @@ class FleetClient(EngineCoreClient):
             admit = self._make_admit(request, caller)
             tenant = admit.request.tenant
             self._label(request, tenant)
+            way = way_of(request, self._engines_ask)
+            if way is Way.REPLAY:
+                make_repeatable(request, self._random)
             meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
-            owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter)
+            owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter, way)
             try:
                 await self._send_somewhere(owned)
             except NoEngineLeftError as error:
@@ -170,9 +218,7 @@ class FleetClient(EngineCoreClient):
             if owned is not None and owned.engine_id is not None:
                 by_engine[owned.engine_id].append(request_id)
         for engine_id, ids in by_engine.items():
-            link = self._fleet.link(engine_id)
-            if link is not None:
-                await link.send([EngineCoreRequestType.ABORT.value, *self._encode(ids)])
+            await self._abort_on(engine_id, ids)
 
     async def get_output_async(self) -> EngineCoreOutputs:
         if not self._outputs.empty():
@@ -219,12 +265,13 @@ class FleetClient(EngineCoreClient):
         request.client_index = self._client_index
         request.cache_salt = _tenant_salt(tenant) + (request.cache_salt or "")
         if request.sampling_params is not None:
-            extra = request.sampling_params.extra_args or {}
-            request.sampling_params.extra_args = {**extra, TENANT_ARG: tenant}
+            extra = {**(request.sampling_params.extra_args or {}), TENANT_ARG: tenant}
+            extra.pop(CARRIED_ARG, None)
+            request.sampling_params.extra_args = extra
 
     async def _send_somewhere(self, owned: OwnedRequest) -> None:
-        request = owned.request
         link, priority = await self._fleet.place(owned.admit)
+        request = owned.to_send()
         if self._owned.get(request.request_id) is not owned:
             # Aborted while it waited for its place: no engine shall work for nobody.
             self._fleet.closed(link.card.engine_id)
@@ -235,19 +282,40 @@ class FleetClient(EngineCoreClient):
         request.session_id = owned.admit.request.conversation
         await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
 
-    def _take_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
+    async def _abort_on(self, engine_id: str, request_ids: list[str]) -> None:
+        link = self._fleet.link(engine_id)
+        if link is not None:
+            await link.send([EngineCoreRequestType.ABORT.value, *self._encode(request_ids)])
+
+    def _take_frames(self, engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decode(frames)
         now_s = time.monotonic()
-        for output in outputs.outputs:
-            owned = self._owned.get(output.request_id)
-            if owned is None:
-                continue  # aborted meanwhile
-            owned.has_output = True
-            owned.meter.tokens(len(output.new_token_ids), now_s)
-            if output.finish_reason is not None:
-                self._disown(output.request_id, str(output.finish_reason))
+        outputs.outputs = [
+            output for output in outputs.outputs if self._take(engine_id, output, now_s)
+        ]
         if outputs.outputs:
             self._outputs.put_nowait(outputs)
+
+    def _take(self, engine_id: str, output: EngineCoreOutput, now_s: float) -> bool:
+        """Take note of what a request has put out; whether the frontend is to see it."""
+        owned = self._owned.get(output.request_id)
+        if owned is None:
+            return True  # aborted meanwhile, and the frontend knows
+        if owned.engine_id != engine_id:
+            return False  # another engine has taken it up since
+        is_end = output.finish_reason in OWN_ENDS
+        try:
+            num_known = owned.transcript.take(output.new_token_ids, is_end=is_end)
+        except ReplayDivergedError as error:
+            self._start(self._abort_on(engine_id, [output.request_id]))
+            self._fail(owned, f"its answer could not be repeated elsewhere ({error})")
+            return False
+        if owned.is_continued and not make_seamless(output, num_known):
+            return False
+        owned.meter.tokens(len(output.new_token_ids), now_s)
+        if output.finish_reason is not None:
+            self._disown(output.request_id, str(output.finish_reason))
+        return True
 
     def _disown(self, request_id: str, outcome: str) -> OwnedRequest | None:
         owned = self._owned.pop(request_id, None)
@@ -258,36 +326,60 @@ class FleetClient(EngineCoreClient):
         return owned
 
     def _engine_lost(self, engine_id: str) -> None:
-        """Send what had no output yet elsewhere; end the rest with an error."""
+        """Have the engine's requests go on elsewhere, each in its way."""
         lost = [owned for owned in self._owned.values() if owned.engine_id == engine_id]
         logger.warning("Engine %s is gone with %d of our requests", engine_id, len(lost))
         for owned in lost:
-            owned.engine_id = None
-            owned.admit = msgspec.structs.replace(
-                owned.admit, avoid=[*owned.admit.avoid, engine_id]
-            )
-            if owned.has_output:
-                self._fail(owned, engine_id)
+            owned.lose_engine()
+            if owned.is_continued and owned.way is Way.END:
+                self._fail(owned, "it cannot go on elsewhere in the middle of its answer")
             else:
-                move = asyncio.create_task(self._move(owned, engine_id), name="move")
-                self._moves.add(move)
-                move.add_done_callback(self._moves.discard)
+                self._start(self._move(owned))
 
-    async def _move(self, owned: OwnedRequest, lost_engine_id: str) -> None:
+    async def _move(self, owned: OwnedRequest) -> None:
+        """Send a request to another engine, or end it with an error: nobody else looks after it."""
         try:
-            await self._send_somewhere(owned)
-        except NoEngineLeftError:
-            self._fail(owned, lost_engine_id)
+            await self._send_when_possible(owned)
+        except TimeoutError:
+            waited_s = self._continuation_timeout_s
+            self._fail(owned, f"no other engine was ready within {waited_s:g} s")
+        except Exception:
+            logger.exception("Request %s could not be moved", owned.request.request_id)
+            self._fail(owned, "it could not be sent to another engine")
 
-    def _fail(self, owned: OwnedRequest, lost_engine_id: str) -> None:
+    async def _send_when_possible(self, owned: OwnedRequest) -> None:
+        """Send a request somewhere; waits for an engine while there is none, but not for ever.
+
+        Raises:
+            TimeoutError: none has come up in time.
+        """
+        while True:
+            try:
+                await self._send_somewhere(owned)
+            except NoEngineLeftError:
+                async with asyncio.timeout(self._continuation_timeout_s):
+                    await self._fleet.engine_comes_up()
+            else:
+                return
+
+    def _fail(self, owned: OwnedRequest, why: str) -> None:
+        """End a request whose engine was lost with an error, unless its client has left."""
         request_id = owned.request.request_id
-        self._disown(request_id, "error")
+        if self._disown(request_id, "error") is None:
+            return
+        lost_engine_id = owned.admit.avoid[-1]
         self.fail_request(
             request_id,
             EngineLostError(
-                f"{lost_engine_id}, which was serving this request, stopped; please send it again"
+                f"{lost_engine_id}, which was serving this request, stopped, and {why}; "
+                "please send it again"
             ),
         )
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _denied(caller: Caller, denial: Denial) -> DeniedError:

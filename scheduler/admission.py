@@ -31,6 +31,7 @@ class AdmitRequest(msgspec.Struct, array_like=True, frozen=True):
     wishes: Wishes = Wishes()
     is_open_ended: bool = False  # its sender set no limit: max_output_tokens is the model's
     prefixes: list[int] = []  # fingerprints of ever longer prefixes of the prompt, shortest first
+    output_done: int = 0  # put out by an engine that was lost: charged already, as is the prompt
 
 
 class Placement(msgspec.Struct, array_like=True, frozen=True):

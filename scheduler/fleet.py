@@ -303,6 +303,7 @@ class FleetScheduler:
         """Let a request into the line; one of the same name that has a place gives it up."""
         moved = self._requests.get(request.request_id)
         if moved:
+            self._charge_unreported(moved, request)
             self._requests.remove(moved)
             self._starvation.forget(moved)
         self._take_in(request)
@@ -311,6 +312,12 @@ class FleetScheduler:
         self._weigh(request)
         [request.priority] = self._priorities([request])
         self._line.add(request, request.priority)
+
+    def _charge_unreported(self, moved: TrackedRequest, request: TrackedRequest) -> None:
+        """Charge what an engine did before it was lost and did not come to report."""
+        if moved.engine_id in self._engines:
+            done = request.prompt_done, request.output_done
+            self._move(moved.engine_id, moved, *done, is_running=moved.is_running)
 
     def _call_up(self) -> None:
         """Give places to those in line, the most urgent first, until there is none for one.

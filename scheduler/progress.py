@@ -83,8 +83,13 @@ class ProgressTracker:
         conversation: str | None,
         arrival_s: float,
         standing: Standing,
+        output_done: int = 0,
     ) -> None:
-        self._marks[request_id] = _Mark(tenant, conversation, arrival_s, standing)
+        """Take in a request, of which another engine may have put out so much: that is no news."""
+        prompt_done = standing.prompt_tokens if output_done else 0
+        self._marks[request_id] = _Mark(
+            tenant, conversation, arrival_s, standing, prompt_done, output_done
+        )
         self._moved[request_id] = None
 
     def advance(self, request_id: str, standing: Standing) -> None:

@@ -51,7 +51,10 @@ class TrackedRequest(msgspec.Struct, gc=False):
 
 
 def announced(request: AdmitRequest, avoid: frozenset[str], now_s: float) -> TrackedRequest:
-    """A request that a gateway wants a place for."""
+    """A request that a gateway wants a place for.
+
+    What a lost engine has done of it is done: to compute its KV again is not the tenant's doing.
+    """
     return TrackedRequest(
         request_id=request.request_id,
         tenant=request.tenant,
@@ -60,6 +63,8 @@ def announced(request: AdmitRequest, avoid: frozenset[str], now_s: float) -> Tra
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,
         max_output_tokens=request.max_output_tokens,
+        prompt_done=request.prompt_tokens if request.output_done else 0,
+        output_done=request.output_done,
         admitted_s=now_s,
         wishes=request.wishes,
         is_open_ended=request.is_open_ended,

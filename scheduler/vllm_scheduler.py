@@ -34,6 +34,7 @@ from scheduler.vllm_keeper import KVKeeper, SwapTotals
 from scheduler.vllm_pins import PinningScheduler
 
 TENANT_ARG = "fastswitch_tenant"
+CARRIED_ARG = "fastswitch_carried"  # of a request that comes in the middle of its answer
 DEFAULT_TENANT = "default"
 
 # With less than this part of the blocks free, somebody is likely to be displaced soon.
@@ -117,6 +118,7 @@ class FastSwitchScheduler(PinningScheduler):
                 conversation=request.session_id,
                 arrival_s=request.arrival_time,
                 standing=_standing(request),
+                output_done=_carried(request)[0],
             )
         if not _is_switchable(request):
             self._unswitchable.add(request.request_id)
@@ -320,17 +322,29 @@ class FastSwitchAsyncScheduler(FastSwitchScheduler, AsyncScheduler):
     """The same for engines that schedule a step while the device still runs the one before."""
 
 
-def _tenant(request: Request) -> str:
+def _extra_arg(request: Request, name: str, default: Any) -> Any:
     params = request.sampling_params
     extra_args = params.extra_args if params is not None else None
-    return (extra_args or {}).get(TENANT_ARG, DEFAULT_TENANT)
+    return (extra_args or {}).get(name, default)
+
+
+def _tenant(request: Request) -> str:
+    tenant: str = _extra_arg(request, TENANT_ARG, DEFAULT_TENANT)
+    return tenant
+
+
+def _carried(request: Request) -> tuple[int, int]:
+    """Tokens of the answer that another engine has put out, and how many of them the prompt has."""
+    num_out, num_in_prompt = _extra_arg(request, CARRIED_ARG, (0, 0))
+    return num_out, num_in_prompt
 
 
 def _standing(request: Request) -> Standing:
+    _, num_carried = _carried(request)
     return Standing(
-        prompt_tokens=request.num_prompt_tokens,
+        prompt_tokens=request.num_prompt_tokens - num_carried,
         computed_tokens=request.num_computed_tokens,
-        output_tokens=request.num_output_tokens,
+        output_tokens=request.num_output_tokens + num_carried,
         priority=request.priority,
         is_running=request.status is RequestStatus.RUNNING,
     )

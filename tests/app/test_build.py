@@ -70,6 +70,7 @@ def test_settings_reach_whom_they_are_for(model: str) -> None:
         device="cpu",
         api_args={"enable_auto_tool_choice": False},
         admit_timeout_s=0.5,
+        continuation_timeout_s=7.0,
         exchange_s=0.2,
         peer_host="127.0.0.1",
     )
@@ -78,6 +79,7 @@ def test_settings_reach_whom_they_are_for(model: str) -> None:
     assert made["Router"]["host"] == made["Engine"]["host"] == "127.0.0.1"
     assert made["Engine"]["exchange_s"] == 0.2
     assert made["Gateway"]["admit_timeout_s"] == 0.5
+    assert made["Gateway"]["continuation_timeout_s"] == 7.0
     assert made["Gateway"]["api_args"] == {"enable_auto_tool_choice": False}
 
 

@@ -66,6 +66,7 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("exchange_s", 0),
         ("exchange_s", 11),
         ("admit_timeout_s", 0),
+        ("continuation_timeout_s", -1),
         ("max_queued_requests", 0),
         ("max_body_bytes", 0),
         ("engine_args", ["a"]),

@@ -25,6 +25,7 @@ SETTINGS = (
     # Finer than the defaults, so that a few seconds of service show the shares.
     "fairness={quantum: 128, update_s: 0.02}",
     "exchange_s=0.05",
+    "continuation_timeout_s=240",  # for an engine to start on a machine that others use too
 )
 
 

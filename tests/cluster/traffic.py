@@ -43,11 +43,15 @@ class Stream:
 
     def __init__(self, http: httpx.AsyncClient, body: dict[str, Any], *, tenant: str) -> None:
         self.text = ""
-        self.num_tokens = 0
+        self.tokens: list[int] = []
         self.finish_reason: str | None = None
         self.error: dict[str, Any] | None = None
         self._began = asyncio.Event()
         self._task = asyncio.create_task(self._follow(http, body, tenant))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     @property
     def has_ended(self) -> bool:
@@ -86,7 +90,7 @@ class Stream:
             return
         [choice] = event["choices"]
         self.text += choice["text"]
-        self.num_tokens += len(choice["token_ids"] or ())
+        self.tokens += choice["token_ids"] or ()
         self.finish_reason = choice["finish_reason"]
         self._began.set()
 

@@ -64,6 +64,7 @@ def new_gateway(engine_settings: AppArgs) -> Any:
             api_args={},
             edge=HttpEdge(partial(open_directory, None, {"acme": TenantSettings()}), 2**20),
             admit_timeout_s=PATIENCE_S,
+            continuation_timeout_s=PATIENCE_S,
         )
         try:
             yield made

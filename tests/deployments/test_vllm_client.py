@@ -32,7 +32,7 @@ from deployments.vllm_client import DeniedError, EngineLostError, FleetClient, _
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
 from scheduler.admission import PRIORITY_BOUND, AdmitRequest, Wishes
-from scheduler.vllm_scheduler import TENANT_ARG
+from scheduler.vllm_scheduler import CARRIED_ARG, TENANT_ARG
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
 
 CLIENT = 7
@@ -52,18 +52,26 @@ class Caller:
 class Gateway:
     """A fleet client over stand-in engines, and what it has said to its frontend."""
 
-    def __init__(self, router: SteeredRouter, view: FleetView) -> None:
+    def __init__(
+        self, router: SteeredRouter, view: FleetView, continuation_timeout_s: float
+    ) -> None:
         self.router, self.view = router, view
         self.caller = Caller()
         self.metrics = RequestMetrics("gateway-7", TenantLabels())
         self.failed: dict[str, Exception] = {}
-        self.client = FleetClient(make_config(), CLIENT, view, lambda: self.caller, self.metrics)
+        self.client = FleetClient(
+            make_config(), CLIENT, view, lambda: self.caller, self.metrics, continuation_timeout_s
+        )
         self.client.fail_request = self.failed.__setitem__
 
     async def add(self, request_id: str = "r1", **changes: Any) -> EngineCoreRequest:
         request = make_request(request_id, **changes)
         await self.client.add_request_async(request)
         return request
+
+    async def told(self) -> list[EngineCoreOutput]:
+        """What the frontend is given next."""
+        return (await asyncio.wait_for(self.client.get_output_async(), PATIENCE_S)).outputs
 
     def outcomes(self) -> dict[str, float]:
         """How requests ended, by the metrics, and how many have not."""
@@ -89,13 +97,15 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(*engines: StandInEngine) -> AsyncIterator[Gateway]:
+async def gateway(
+    *engines: StandInEngine, continuation_timeout_s: float = PATIENCE_S
+) -> AsyncIterator[Gateway]:
     """A gateway that reaches these engines; the router places on the first."""
     with (
         SteeredRouter(*engines) as router,
         closing(FleetView(router.handle, CLIENT, PATIENCE_S)) as view,
     ):
-        made = Gateway(router, view)
+        made = Gateway(router, view, continuation_timeout_s)
         async with asyncio.timeout(PATIENCE_S):
             await view.start()
         await until(lambda: view.num_up == len(engines))
@@ -140,9 +150,9 @@ async def received(engine: StandInEngine) -> tuple[bytes, Any]:
     return kind, msgspec.msgpack.decode(frames[0])
 
 
-def outputs(*request_ids: str, end: FinishReason | None = None) -> bytes:
+def outputs(*request_ids: str, token: int = 42, end: FinishReason | None = None) -> bytes:
     """One step's outputs, a token for each request."""
-    made = [EngineCoreOutput(request_id, [42], finish_reason=end) for request_id in request_ids]
+    made = [EngineCoreOutput(request_id, [token], finish_reason=end) for request_id in request_ids]
     return encode(EngineCoreOutputs(outputs=made))
 
 
@@ -275,6 +285,11 @@ async def test_the_engine_learns_the_tenant_from_us_alone() -> None:
             await gate.add("r1", sampling_params=claimed)
             _, sent = await received(engine)
             assert sent.sampling_params.extra_args == {TENANT_ARG: "acme", "other": 1}
+
+            # Else its first tokens would be nobody's.
+            await gate.add("r3", sampling_params=SamplingParams(extra_args={CARRIED_ARG: [9, 0]}))
+            _, sent = await received(engine)
+            assert sent.sampling_params.extra_args == {TENANT_ARG: "acme"}
 
             await gate.add("r2")
             _, sent = await received(engine)
@@ -463,13 +478,138 @@ async def test_a_request_may_move_more_than_once() -> None:
             assert gate.router.asked(Admit)[-1].avoid == ["engine-a", "engine-b"]
 
 
-async def test_a_request_with_output_fails_when_its_engine_is_lost() -> None:
-    """What was sent cannot be unsaid: the stream ends with an error that names the engine."""
+async def test_a_request_with_output_continues_when_its_engine_is_lost() -> None:
+    """What is out is the end of the new prompt, and the router is told that it is done."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
         async with gateway(a, b) as gate:
             await gate.add("r1")
+            _, before = await received(a)
+            for token in (10, 11):
+                await a.send(CLIENT, outputs("r1", token=token))
+                await gate.told()
+            gate.router.place_on("engine-b", priority=3)
+            a.close()
+            _, after = await received(b)
+
+            assert after.prompt_token_ids == [1, 2, 3, 10, 11]
+            assert (before.sampling_params.max_tokens, after.sampling_params.max_tokens) == (5, 3)
+            assert after.sampling_params.extra_args == {TENANT_ARG: "acme", CARRIED_ARG: [2, 2]}
+            assert (after.priority, after.cache_salt) == (3, before.cache_salt)
+            first, again = gate.router.asked(Admit)
+            assert again.request == msgspec.structs.replace(first.request, output_done=2)
+            await b.send(CLIENT, outputs("r1", token=12, end=FinishReason.LENGTH))
+            [output] = await gate.told()
+            assert (output.new_token_ids, output.finish_reason) == ([12], FinishReason.LENGTH)
+            assert (gate.failed, gate.outcomes()) == ({}, {"length": 1})
+
+
+async def test_a_request_may_continue_more_than_once() -> None:
+    """From all that is out, whichever engine said it."""
+    with (
+        StandInEngine("engine-a") as a,
+        StandInEngine("engine-b") as b,
+        StandInEngine("engine-c") as c,
+    ):
+        async with gateway(a, b, c) as gate:
+            await gate.add("r1")
+            for token, (engine, following) in enumerate(((a, b), (b, c)), 10):
+                await received(engine)
+                await engine.send(CLIENT, outputs("r1", token=token))
+                await gate.told()
+                gate.router.place_on(following.card.engine_id)
+                engine.close()
+            _, sent = await received(c)
+
+            assert sent.prompt_token_ids == [1, 2, 3, 10, 11]
+            assert sent.sampling_params.max_tokens == 3
+            assert gate.router.asked(Admit)[-1].request.output_done == 2
+
+
+async def test_what_tokens_cannot_tell_is_replayed() -> None:
+    """The same request, whose first tokens are kept back and whose other ones go on."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", sampling_params=SamplingParams(max_tokens=5, seed=1))
+            _, before = await received(a)
+            for token in (10, 11):
+                await a.send(CLIENT, outputs("r1", token=token))
+                await gate.told()
+            gate.router.place_on("engine-b")
+            a.close()
+            _, after = await received(b)
+
+            assert after.prompt_token_ids == before.prompt_token_ids
+            assert after.sampling_params.max_tokens == 5
+            assert after.sampling_params.extra_args == {TENANT_ARG: "acme", CARRIED_ARG: [2, 0]}
+            for token in (10, 11, 12):
+                await b.send(CLIENT, outputs("r1", token=token))
+            assert [output.new_token_ids for output in await gate.told()] == [[12]]
+
+
+async def test_a_request_that_may_be_replayed_is_sampled_with_a_seed() -> None:
+    """Of the gateway's, where it has none: the next engine shall draw the same."""
+    penalized = SamplingParams(max_tokens=5, presence_penalty=0.5)
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", sampling_params=penalized)
+            _, before = await received(a)
             await a.send(CLIENT, outputs("r1"))
-            await asyncio.wait_for(gate.client.get_output_async(), PATIENCE_S)
+            await gate.told()
+            gate.router.place_on("engine-b")
+            a.close()
+            _, after = await received(b)
+
+            assert before.sampling_params.seed is not None
+            assert after.sampling_params.seed == before.sampling_params.seed
+
+
+async def test_a_replay_that_differs_ends_with_an_error() -> None:
+    """What was sent cannot be unsaid; the engine is told to stop."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", sampling_params=SamplingParams(max_tokens=5, seed=1))
+            await a.send(CLIENT, outputs("r1", token=10))
+            await gate.told()
+            gate.router.place_on("engine-b")
+            a.close()
+            await received(b)
+            await b.send(CLIENT, outputs("r1", token=11))
+
+            assert await received(b) == (ABORT, ["r1"])
+            assert isinstance(gate.failed["r1"], EngineLostError)
+            assert str(gate.failed["r1"]) == (
+                "engine-a, which was serving this request, stopped, and its answer could not be "
+                "repeated elsewhere (token 0 of the 1 to be repeated came out different); "
+                "please send it again"
+            )
+            assert (gate.client.num_open, gate.outcomes()) == (0, {"error": 1})
+
+
+async def test_a_replay_that_its_engine_gives_up_ends_as_that_engine_says() -> None:
+    """An abort or an error of the engine's own is no difference in the answer."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", sampling_params=SamplingParams(max_tokens=5, seed=1))
+            await a.send(CLIENT, outputs("r1", token=10))
+            await gate.told()
+            gate.router.place_on("engine-b")
+            a.close()
+            await received(b)
+            given_up = EngineCoreOutput("r1", [], finish_reason=FinishReason.ABORT)
+            await b.send(CLIENT, encode(EngineCoreOutputs(outputs=[given_up])))
+
+            [output] = await gate.told()
+            assert output.finish_reason is FinishReason.ABORT
+            assert gate.failed == {}
+
+
+async def test_what_can_go_on_in_no_way_ends_with_an_error() -> None:
+    """One that names the engine, and trying again may help; without output it would have moved."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1", resumable=True)
+            await a.send(CLIENT, outputs("r1"))
+            await gate.told()
             a.close()
             await until(lambda: gate.failed)
 
@@ -479,17 +619,90 @@ async def test_a_request_with_output_fails_when_its_engine_is_lost() -> None:
             assert gate.outcomes() == {"error": 1}
 
 
-async def test_a_request_that_can_move_nowhere_fails() -> None:
-    """With the last engine goes every request."""
-    with StandInEngine() as engine:
-        async with gateway(engine) as gate:
+async def test_an_engine_that_was_given_up_is_not_listened_to() -> None:
+    """What it still says of a request that another one has is not the request's answer."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
             await gate.add("r1")
-            await received(engine)
+            await b.send(CLIENT, outputs("r1", token=13))
+            await a.send(CLIENT, outputs("r1", token=10))
+            assert [output.new_token_ids for output in await gate.told()] == [[10]]
+
+            gate.router.place_on("engine-b")
+            a.close()
+            await received(b)
+            await b.send(CLIENT, outputs("r1", token=11))
+            assert [output.new_token_ids for output in await gate.told()] == [[11]]
+
+
+async def test_a_request_waits_for_an_engine_where_none_is_left() -> None:
+    """Serve starts another within seconds, which then gets it as it stands."""
+    with StandInEngine("engine-a") as a:
+        async with gateway(a) as gate:
+            await gate.add("r1")
+            await a.send(CLIENT, outputs("r1", token=10))
+            await gate.told()
+            gate.router.place = lambda _: Refused("all are to be avoided")
+            a.close()
+            await until(lambda: len(gate.router.asked(Admit)) == 2)
+            with StandInEngine("engine-b") as b:
+                gate.router.place_on("engine-b")
+                gate.router.cards = [b.card]
+                _, sent = await received(b)
+
+                assert sent.prompt_token_ids == [1, 2, 3, 10]
+                assert (gate.failed, gate.outcomes()) == ({}, {"in flight": 1})
+
+
+@pytest.mark.parametrize("num_out", [0, 1])
+async def test_a_request_that_waits_in_vain_for_an_engine_fails(num_out: int) -> None:
+    """After a bounded time: with the last engine goes every request."""
+    with StandInEngine() as engine:
+        async with gateway(engine, continuation_timeout_s=0.05) as gate:
+            await gate.add("r1")
+            for _ in range(num_out):
+                await engine.send(CLIENT, outputs("r1"))
+                await gate.told()
             gate.router.place = lambda _: Refused("all are to be avoided")
             engine.close()
             await until(lambda: gate.failed)
 
             assert isinstance(gate.failed["r1"], EngineLostError)
+            assert "no other engine was ready within 0.05 s" in str(gate.failed["r1"])
+            assert gate.outcomes() == {"error": 1}
+
+
+async def test_a_client_that_leaves_while_its_request_waits_for_an_engine_is_not_told() -> None:
+    """Its request ends as aborted, and no engine is bothered with it."""
+    with StandInEngine("engine-a") as a:
+        async with gateway(a) as gate:
+            await gate.add("r1")
+            gate.router.place = lambda _: Refused("all are to be avoided")
+            a.close()
+            await until(lambda: len(gate.router.asked(Admit)) == 2)
+            await gate.client.abort_requests_async(["r1"])
+            with StandInEngine("engine-b") as b:
+                gate.router.place_on("engine-b")
+                gate.router.cards = [b.card]
+                await until(lambda: not gate.client._tasks)
+
+                assert (gate.failed, gate.outcomes()) == ({}, {"abort": 1})
+                assert b.num_unread == 0
+
+
+async def test_a_move_that_breaks_ends_its_request() -> None:
+    """Whatever the reason: nobody else would ever end it."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1")
+
+            async def place(admit: Admit) -> Any:
+                raise ZeroDivisionError(admit)
+
+            gate.view.place = place  # type: ignore[method-assign]
+            a.close()
+            await until(lambda: gate.failed)
+            assert "could not be sent to another engine" in str(gate.failed["r1"])
             assert gate.outcomes() == {"error": 1}
 
 

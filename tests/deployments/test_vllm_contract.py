@@ -46,7 +46,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from app.edge import wishes
 from app.engine_settings import engine_args
 from app.settings import AppArgs
-from deployments import vllm_client
+from deployments import vllm_client, vllm_continuation
 from deployments.engine_order import EXCHANGE, HEARTBEAT
 from deployments.vllm_client import FleetClient
 from deployments.vllm_engine import ListeningEngineCore, make_engine_args, one_sentence
@@ -413,6 +413,11 @@ def test_a_bad_engine_argument_is_explained_in_one_sentence(
 def test_the_engine_looks_for_the_tenant_where_the_gateway_writes_it() -> None:
     """Two modules that do not import each other agree on a name."""
     assert vllm_client.TENANT_ARG == vllm_scheduler.TENANT_ARG
+
+
+def test_the_engine_looks_for_what_a_request_carries_where_the_gateway_writes_it() -> None:
+    """Likewise."""
+    assert vllm_continuation.CARRIED_ARG == vllm_scheduler.CARRIED_ARG
 
 
 def test_a_model_folder_that_is_empty_is_explained(

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.exceptions import QueueOverflowError
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine import (
     EngineCoreOutput,
     EngineCoreOutputs,
@@ -72,7 +72,9 @@ class Frontend:
         self.caller = Caller()
         self.edge: HttpEdge | None = None  # says who is calling where one stands in front
         metrics = RequestMetrics("gateway", TenantLabels())
-        self.client = FleetClient(config, client_index, view, self.current_caller, metrics)
+        self.client = FleetClient(
+            config, client_index, view, self.current_caller, metrics, PATIENCE_S
+        )
         self.llm = FleetLLM(config, self.client)
 
     def current_caller(self) -> Any:
@@ -215,47 +217,108 @@ async def test_a_request_without_output_moves_to_another_engine(
             assert frontend.num_registered == 0
 
 
-async def test_a_request_with_output_ends_with_a_clear_error(
-    engine: RunningEngine, new_frontend: Any
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"min_tokens": 6, "max_tokens": 8, "ignore_eos": False},
+        {"repetition_penalty": 1.3},
+        {"temperature": 1.0, "seed": 5},
+        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"structured_outputs": StructuredOutputsParams(regex="[a-c]{8}")},
+    ],
+    ids=str,
+)
+async def test_an_answer_goes_on_on_another_engine(
+    engine: RunningEngine, new_frontend: Any, params: dict[str, Any]
 ) -> None:
-    """Its engine is named, and trying again may help (503); other requests go on."""
+    """Its client sees one whole answer, that of an undisturbed request, with its logprobs."""
+    params = {"logprobs": 2, **params}
     with StandInEngine("engine-a") as a:
         async with new_frontend(a.card, engine.card) as frontend:
-            stream = frontend.stream("r1")
+            frontend.router.place_on(engine.card.engine_id)
+            tokens, logprobs = await told(frontend.outputs("undisturbed", **params))
+
+            frontend.router.place_on("engine-a")
+            telling = asyncio.create_task(told(frontend.outputs("moved", **params)))
+            request_id = await added(a)
+            for step in (tokens[:1], tokens[1:3]):
+                await a.send(frontend.client_index, some_tokens(request_id, step))
+            owned = frontend.client._owned[request_id]
+            await until(lambda: len(owned.transcript) == 3)
+            frontend.router.place_on(engine.card.engine_id)
+            a.close()
+            moved_tokens, moved_logprobs = await asyncio.wait_for(telling, PATIENCE_S)
+
+            assert moved_tokens == tokens
+            assert moved_logprobs == pytest.approx(logprobs[3:], abs=1e-3)
+            assert frontend.num_registered == 0
+
+
+async def test_usage_is_that_of_the_request_that_was_sent(
+    new_frontend: Any, engine: RunningEngine, arguments: dict[str, Any]
+) -> None:
+    """Not that of the prompt by which another engine went on."""
+    body = chat(stream=True, stream_options={"include_usage": True})
+    with StandInEngine("engine-a") as a:
+        async with (
+            new_frontend(a.card, engine.card) as frontend,
+            api(frontend, arguments) as client,
+        ):
+            streaming = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            request_id = await added(a)
+            prompt_tokens = frontend.client._owned[request_id].admit.request.prompt_tokens
+            await a.send(frontend.client_index, some_tokens(request_id, [42, 43, 44]))
+            await until(lambda: len(frontend.client._owned[request_id].transcript) == 3)
+            frontend.router.place_on(engine.card.engine_id)
+            a.close()
+            answer = await asyncio.wait_for(streaming, PATIENCE_S)
+
+            *_, last, done = [line for line in answer.text.splitlines() if line]
+            assert done == "data: [DONE]"
+            usage = json.loads(last.removeprefix("data: "))["usage"]
+            assert (usage["prompt_tokens"], usage["completion_tokens"]) == (prompt_tokens, 8)
+
+
+async def test_an_answer_that_cannot_be_repeated_ends_with_a_clear_error(
+    engine: RunningEngine, new_frontend: Any
+) -> None:
+    """The lost engine is named, and trying again may help (503); other requests go on."""
+    with StandInEngine("engine-a") as a:
+        async with new_frontend(a.card, engine.card) as frontend:
+            stream = frontend.stream("r1", presence_penalty=1.0)
             first = asyncio.create_task(anext(stream))
             request_id = await added(a)
-            await a.send(frontend.client_index, one_token(request_id))
+            await a.send(frontend.client_index, some_tokens(request_id, [42]))
             assert await first == [42]
+            frontend.router.place_on(engine.card.engine_id)
             a.close()
 
             with pytest.raises(EngineLostError, match="engine-a, which was serving") as caught:
                 await anext(stream)
             assert caught.value.http_status == 503
             assert frontend.num_registered == 0
-            frontend.router.place_on(engine.card.engine_id)
             assert await frontend.generate("r2")
 
 
 async def test_with_one_choice_lost_the_others_are_not_worked_for(new_frontend: Any) -> None:
-    """A request of two choices on two engines ends as one: the other engine is told."""
+    """A request of two choices on two engines ends as one: the other choice is stopped too."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
         async with new_frontend(a.card, b.card) as frontend:
-            engines = iter(["engine-a", "engine-b"])
+            engines = iter(["engine-a", "engine-b", "engine-b"])
             frontend.router.place = lambda _: Placed(next(engines), 0)
-            stream = frontend.stream("r1", n=2, temperature=1.0)
+            stream = frontend.stream("r1", n=2, temperature=1.0, seed=1)
             first = asyncio.create_task(anext(stream))
             lost, other = await added(a), await added(b)
-            await a.send(frontend.client_index, one_token(lost))
+            await a.send(frontend.client_index, some_tokens(lost, [42]))
             await first
             a.close()
+            assert await added(b) == lost
+            await b.send(frontend.client_index, some_tokens(lost, [43]))
 
             with pytest.raises(EngineLostError):
                 await anext(stream)
-            kind, payload = await b.received()
-            assert (kind, msgspec.msgpack.decode(payload)) == (
-                EngineCoreRequestType.ABORT.value,
-                [other],
-            )
+            assert {await aborted(b), await aborted(b)} == {lost, other}
             assert frontend.num_registered == 0
 
 
@@ -535,19 +598,22 @@ async def test_past_its_bound_a_gateway_answers_503(
             assert answer.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
 
 
-async def test_a_stream_whose_engine_is_lost_ends_with_the_error(
+async def test_a_stream_that_cannot_go_on_ends_with_the_error(
     new_frontend: Any, arguments: dict[str, Any]
 ) -> None:
     """As an event of the stream, in OpenAI's error shape."""
-    with StandInEngine("engine-a") as a:
-        async with new_frontend(a.card) as frontend, api(frontend, arguments) as client:
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with new_frontend(a.card, b.card) as frontend, api(frontend, arguments) as client:
             streaming = asyncio.create_task(
-                client.post("/v1/chat/completions", json=chat(stream=True))
+                client.post("/v1/chat/completions", json=chat(stream=True, seed=1))
             )
             request_id = await added(a)
-            await a.send(frontend.client_index, one_token(request_id))
-            await until(frontend.client._outputs.empty)
+            await a.send(frontend.client_index, some_tokens(request_id, [42]))
+            await until(lambda: len(frontend.client._owned[request_id].transcript) == 1)
+            frontend.router.place_on("engine-b")
             a.close()
+            await added(b)
+            await b.send(frontend.client_index, some_tokens(request_id, [43]))
             answer = await asyncio.wait_for(streaming, PATIENCE_S)
 
             events = [line for line in answer.text.splitlines() if "error" in line]
@@ -571,5 +637,26 @@ async def added(engine: StandInEngine) -> str:
     return str(msgspec.msgpack.decode(payload)[0])
 
 
-def one_token(request_id: str) -> bytes:
-    return msgspec.msgpack.encode(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [42])]))
+async def aborted(engine: StandInEngine) -> str:
+    """The id of the one request that the engine is told to stop next."""
+    kind, payload = await engine.received()
+    assert kind == EngineCoreRequestType.ABORT.value
+    [request_id] = msgspec.msgpack.decode(payload)
+    return str(request_id)
+
+
+def some_tokens(request_id: str, tokens: list[int]) -> bytes:
+    return msgspec.msgpack.encode(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, tokens)]))
+
+
+async def told(outputs: AsyncGenerator[Any, None]) -> tuple[list[int], list[float]]:
+    """The tokens of a whole answer, and the logprobs of those that came with any."""
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    async for output in outputs:
+        [choice] = output.outputs
+        tokens += choice.token_ids
+        scored = choice.token_ids[len(choice.token_ids) - len(choice.logprobs or ()) :]
+        rows = zip(scored, choice.logprobs or (), strict=True)
+        logprobs += [row[token].logprob for token, row in rows]
+    return tokens, logprobs

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm import EngineArgs, SamplingParams
@@ -88,13 +89,17 @@ class Stepped:
         max_tokens: int = 200,
         kept: int = 0,
         prompt_logprobs: int | None = None,
+        extra_args: dict[str, Any] | None = None,
     ) -> Request:
         """A request that arrives now; the keeper has the first ``kept`` tokens of it."""
         request = Request(
             name,
             prompt_token_ids=[1] * num_tokens,
             sampling_params=SamplingParams(
-                max_tokens=max_tokens, ignore_eos=True, prompt_logprobs=prompt_logprobs
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                prompt_logprobs=prompt_logprobs,
+                extra_args=extra_args,
             ),
             pooling_params=None,
             priority=priority,

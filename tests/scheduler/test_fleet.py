@@ -226,6 +226,41 @@ def test_moving_its_only_request_does_not_cost_a_tenant_its_turn() -> None:
     assert tenant(fleet, "poor")["counter"] == 0.0
 
 
+def test_a_request_that_goes_on_elsewhere_is_charged_once() -> None:
+    """Its prompt and what is out: whether the lost engine had come to report it or not."""
+    for num_reported in (0, 30, 50):
+        fleet = make_fleet("e1", "e2")
+        first = place(fleet, ask("r1")).engine_id
+        if num_reported:
+            fleet.on_report(first, progress(1, [live("r1", done=(100, num_reported))]))
+
+        going_on = msgspec.structs.replace(ask("r1"), output_done=50)
+        second = place(fleet, going_on, frozenset({first})).engine_id
+
+        assert tenant(fleet, "acme")["service"] == 100.0 + 2 * 50
+        fleet.on_report(second, progress(1, [live("r1", done=(100, 60))]))
+        fleet.leave(first)
+        fleet.on_report(second, progress(2, gone=[finished("r1", done=(100, 70))]))
+        assert tenant(fleet, "acme")["service"] == tenant(fleet, "acme")["counter"] == 240.0
+
+
+def test_a_request_that_goes_on_is_charged_for_what_follows_alone() -> None:
+    """Also where its engine's loss was heard of first, and its full report settles nothing."""
+    fleet = make_fleet("e1", "e2")
+    first = place(fleet, ask("r1")).engine_id
+    fleet.on_report(first, progress(1, [live("r1", done=(100, 50))]))
+    fleet.leave(first)
+
+    going_on = msgspec.structs.replace(ask("r1"), output_done=50)
+    second = place(fleet, going_on, frozenset({first})).engine_id
+    lives = [live("r1", done=(100, 60))]
+    fleet.on_report(second, progress(1, lives))
+    fleet.on_report(second, progress(2, lives, is_full=True, totals={"acme": (0, 10)}))
+
+    assert tenant(fleet, "acme")["service"] == 100.0 + 2 * 60
+    assert engine(fleet, second)["load"] < 2 * 100
+
+
 def test_a_cancelled_request_is_forgotten() -> None:
     """A request whose sending failed leaves neither load nor charge, and twice is no error."""
     fleet = make_fleet("e1")

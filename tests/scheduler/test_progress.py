@@ -102,3 +102,32 @@ def test_falling_back_twice_keeps_the_higher_mark() -> None:
     progress.catch_up("a", 0, 20)
 
     assert progress.recomputed_tokens == 24
+
+
+def test_what_another_engine_has_done_is_no_news() -> None:
+    """A request that comes in the middle of its answer counts from there."""
+    progress = ProgressTracker()
+    progress.arrive(
+        "a", tenant="t", conversation=None, arrival_s=1.5, standing=at(0, 4), output_done=4
+    )
+    progress.advance("a", at(10, 4))
+    assert progress.tenant_service == {"t": (0, 0)}
+
+    progress.advance("a", at(15, 6))
+    [live] = progress.take(is_full=True).live
+    assert (live.prompt_done, live.output_done, progress.tenant_service) == (10, 6, {"t": (0, 2)})
+
+
+def test_what_is_put_out_again_is_no_news() -> None:
+    """A request that is run again from its prompt counts once it says something new."""
+    progress = ProgressTracker()
+    progress.arrive(
+        "a", tenant="t", conversation=None, arrival_s=1.5, standing=at(0), output_done=4
+    )
+    progress.advance("a", at(12, 3))
+    assert progress.tenant_service == {"t": (0, 0)}
+
+    progress.advance("a", at(15, 6))
+    progress.finish("a", "length")
+    [finished] = progress.take(is_full=False).finished
+    assert (finished.output_done, progress.tenant_service) == (6, {"t": (0, 2)})
