@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from app.settings import AppArgs
+from ops.bench.errors import UnevenLoadError
 from ops.bench.fleet_watch import Glance
 
 
@@ -33,6 +34,22 @@ def jain_index(values: Sequence[float]) -> float:
     """1 where all are equal, one over their number where one has everything."""
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+def backlogged(glances: Sequence[Glance], tenants: Sequence[str]) -> Sequence[Glance]:
+    """The glances from the moment on in which all of these tenants want more.
+
+    Raises:
+        UnevenLoadError: one of them stops to, or they never all do.
+    """
+    wanting = [[glance.is_backlogged(tenant) for tenant in tenants] for glance in glances]
+    begin = next((n for n, each in enumerate(wanting) if all(each)), len(glances))
+    if begin > len(glances) - 2:
+        raise UnevenLoadError(", ".join(tenants))
+    for each in wanting[begin:]:
+        if not all(each):
+            raise UnevenLoadError(tenants[each.index(False)])
+    return glances[begin:]
 
 
 def evenness(glances: Sequence[Glance], tenants: Sequence[str]) -> Evenness:

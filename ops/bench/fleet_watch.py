@@ -60,6 +60,11 @@ class Glance:
     def num_running(self) -> int:
         return sum(engine.running for engine in self.state.engines.values())
 
+    def is_backlogged(self, tenant: str) -> bool:
+        """Whether it had more live than ran: then it wanted more than it was given."""
+        state = self.state.tenants.get(tenant)
+        return state is not None and state.live > state.running
+
     @property
     def service(self) -> float:
         return sum(tenant.service for tenant in self.state.tenants.values())

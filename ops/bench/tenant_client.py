@@ -116,9 +116,7 @@ class TenantClient:
             if connection.is_open:
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            Connection, self._load.host, self._load.port
-        )
+        _, connection = await loop.create_connection(Connection, self._load.host, self._load.port)
         return connection
 
     def _encode(self, name: str, arrival: Arrival) -> bytes:

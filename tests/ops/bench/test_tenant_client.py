@@ -51,9 +51,7 @@ async def reply(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
 
 
 def make_load(port: int, **parts: Any) -> TenantLoad:
-    return TenantLoad(
-        HOST, port, "m", seed="0", **{"duration_s": 0.2, "patience_s": 0.05, **parts}
-    )
+    return TenantLoad(HOST, port, "m", seed="0", **{"duration_s": 0.2, "patience_s": 0.05, **parts})
 
 
 async def run(load: TenantLoad) -> TenantLoadResult:

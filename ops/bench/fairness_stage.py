@@ -1,0 +1,81 @@
+"""The phases of ``bench fairness`` on one server: which load each is, and playing it.
+
+Owns the order of words in seeds: repeats of one number have the same lengths and times in every
+phase, and no two phases have a prompt in common, so none finds the KV of another.
+"""
+
+from dataclasses import dataclass
+
+from ops.bench.fairness_work import (
+    FLOOD,
+    NEIGHBOUR,
+    NEIGHBOUR_LENGTHS,
+    OPEN_S,
+    WARM_UP_S,
+    Work,
+    equal_backlogs,
+    load_of,
+)
+from ops.bench.phase import Phase, play
+from ops.bench.progress import Progress
+from ops.bench.server import Server
+from ops.bench.tenant_work import backlog, drawn_shapes
+
+ALONE, BEHAVED, FLOODED, FLOODED_FCFS = "alone", "behaved", "flooded", "flooded_fcfs"
+WATCH_S, EQUAL_WATCH_S = 1.0, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how much, in every repeat."""
+
+    seed: str
+    duration_s: float
+    equal_s: float
+    num_slots: int
+    quiet_slots: int
+
+    def num_streams(self, phase: str) -> int:
+        """How many requests the neighbour keeps open."""
+        behaved = max(1, self.num_slots - self.quiet_slots)
+        return {ALONE: 0, BEHAVED: behaved}.get(phase, FLOOD * behaved)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One server that takes the phases in turn."""
+
+    server: Server
+    work: Work
+    plan: Plan
+    progress: Progress
+
+    def warm_up(self) -> None:
+        """Fill every slot of every engine once, and more: what is compiled or grown late is."""
+        shapes = drawn_shapes("warm-up", NEIGHBOUR_LENGTHS)
+        load = load_of(
+            self.server,
+            "warm-up",
+            WARM_UP_S,
+            backlogs=[backlog(NEIGHBOUR, shapes, 2 * self.plan.num_slots, 0.0)],
+        )
+        self.progress.tell("warming up")
+        play(load)
+
+    def play(self, phase: str, number: int) -> Phase:
+        plan, server = self.plan, self.server
+        contention = self.work.contention(plan.seed, number, plan.duration_s)
+        seed, num_streams = f"{plan.seed} {phase} {number}", plan.num_streams(phase)
+        self.progress.tell(f"{phase}, repeat {number + 1}: {num_streams} streams beside the quiet")
+        if not num_streams:
+            return play(load_of(server, seed, plan.duration_s, contention.alone()), WATCH_S)
+        wants = backlog(contention.neighbour, contention.shapes, num_streams, OPEN_S)
+        load = load_of(server, seed, plan.duration_s, contention.arrivals, [wants])
+        return play(load, WATCH_S)
+
+    def play_equal(self) -> Phase:
+        plan = self.plan
+        self.progress.tell(f"equal: four tenants with {plan.num_slots} streams each")
+        backlogs = equal_backlogs(plan.seed, plan.num_slots)
+        load = load_of(self.server, f"{plan.seed} equal", plan.equal_s, backlogs=backlogs)
+        return play(load, EQUAL_WATCH_S)
