@@ -71,7 +71,9 @@ class Stage:
             return play(load_of(server, seed, plan.duration_s, contention.alone()), WATCH_S)
         wants = backlog(contention.neighbour, contention.shapes, num_streams, OPEN_S)
         load = load_of(server, seed, plan.duration_s, contention.arrivals, [wants])
-        return play(load, WATCH_S)
+        found = play(load, WATCH_S)
+        self.progress.tell(f"  {found.throughput_tok_s:.0f} output tok/s")
+        return found
 
     def play_equal(self) -> Phase:
         plan = self.plan

@@ -5,7 +5,7 @@ Owns reading it and the times of the readings; what they say of fairness is in
 """
 
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -95,33 +95,31 @@ def watching(port: int, every_s: float) -> Iterator[list[Glance]]:
         thread.join()
 
 
-def wait_until_idle(port: int) -> None:
-    """Wait until nothing is left of a load whose clients have gone.
+def wait_until_idle(port: int) -> Glance:
+    """Wait until nothing is left of a load whose clients have gone; the fleet at rest.
 
     Raises:
         RequestFailedError: something still is, after a minute.
     """
     deadline_s = perf_counter() + IDLE_TIMEOUT_S
-    while num_live := look(port).state.num_live:
+    while num_live := (glance := look(port)).state.num_live:
         if perf_counter() > deadline_s:
             raise RequestFailedError(
                 f"{num_live} requests still live {IDLE_TIMEOUT_S:g} s after their clients left"
             )
         sleep(POLL_S)
+    return glance
 
 
-def between(glances: list[Glance], begin_s: float, end_s: float) -> list[Glance]:
+def between(glances: Sequence[Glance], begin_s: float, end_s: float) -> list[Glance]:
     """Those of a span of time, in order."""
     return [glance for glance in glances if begin_s <= glance.at_s <= end_s]
 
 
-def switches(glances: list[Glance], kind: str) -> int:
+def switches(glances: Sequence[Glance], kind: str) -> int:
     """How many of one kind there were from the first glance to the last, on all engines."""
-    if not glances:
-        return 0
-    first, last = ({**_counts(glance, kind)} for glance in (glances[0], glances[-1]))
-    return round(sum(last.values()) - sum(first.values()))
-
-
-def _counts(glance: Glance, kind: str) -> Mapping[str, float]:
-    return {name: engine.switches.get(kind, 0) for name, engine in glance.state.engines.items()}
+    first, last = (
+        sum(engine.switches.get(kind, 0) for engine in glance.state.engines.values())
+        for glance in (glances[0], glances[-1])
+    )
+    return round(last - first)

@@ -16,7 +16,11 @@ from ops.bench.tenant_load import TenantLoad, TenantLoadResult, put_tenant_load
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the clients saw, and the fleet while arrivals were due."""
+    """What the clients saw, and the fleet while arrivals were due.
+
+    The first glance is at the begin, before any request; there is at least one more, which lies
+    behind the end only if the server answered none in time.
+    """
 
     duration_s: float
     clients: TenantLoadResult
@@ -39,12 +43,18 @@ def play(load: TenantLoad, every_s: float = 0.5) -> Phase:
     Raises:
         RequestFailedError: a request broke off, or the server does not come to rest.
     """
-    wait_until_idle(load.port)
+    idle = wait_until_idle(load.port)
     with watching(load.port, every_s) as glances:
         clients = put_tenant_load(load)
-    wait_until_idle(load.port)
+    at_rest = wait_until_idle(load.port)
     end_s = clients.begin_s + load.duration_s
-    return Phase(load.duration_s, clients, between(glances, clients.begin_s, end_s))
+    seen = between([*glances, at_rest], clients.begin_s, end_s)
+    return Phase(
+        load.duration_s,
+        clients,
+        # Nothing was served between the last look at the idle server and the first request.
+        [Glance(clients.begin_s, idle.state), *(seen or [at_rest])],
+    )
 
 
 def describe_fleet(phases: Sequence[Phase]) -> dict[str, Any]:
@@ -52,10 +62,10 @@ def describe_fleet(phases: Sequence[Phase]) -> dict[str, Any]:
 
     ``running`` is how many sequences ran at once, on average over the readings.
     """
-    running = [glance.num_running for phase in phases for glance in phase.glances]
+    running = [glance.num_running for phase in phases for glance in phase.glances[1:]]
     return {
         "running": round(fmean(running), 2),
         "service_per_s": round(fmean(phase.service_per_s for phase in phases), 1),
-        "preemptions": sum(switches(list(phase.glances), "preemptions") for phase in phases),
-        "swaps_out": sum(switches(list(phase.glances), "swaps_out") for phase in phases),
+        "preemptions": sum(switches(phase.glances, "preemptions") for phase in phases),
+        "swaps_out": sum(switches(phase.glances, "swaps_out") for phase in phases),
     }
