@@ -47,6 +47,8 @@ BENCHES = (
     Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
     Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
     Bench("fairness", "ops.bench.fairness", "a quiet tenant beside a neighbour that floods"),
+    Bench("scenarios", "ops.bench.scenarios", "five standard scenarios against fixed limits"),
+    Bench("policies", "ops.bench.policies", "one contended load under each policy, as pictures"),
     Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
     Bench("router", "ops.bench.router", "the router's own work, with many requests and engines"),
     Bench("schedule", "ops.bench.schedule", "our part of a scheduling step"),

@@ -36,14 +36,14 @@ from app.settings import AppArgs
 from ops.bench import contestants
 from ops.bench.arguments import count, positive
 from ops.bench.evenness import backlogged, evenness, gap_bound
-from ops.bench.fairness_stage import ALONE, BEHAVED, FLOODED, FLOODED_FCFS, Plan, Stage
+from ops.bench.fairness_stage import ALONE, BEHAVED, FLOODED, FLOODED_FCFS, Plan, Stage, warm_up
 from ops.bench.fairness_work import EQUALS, SeededWork, Work, read_work
 from ops.bench.phase import Phase, describe_fleet
 from ops.bench.progress import Progress
 from ops.bench.result import BenchResult
 from ops.bench.server import Server, ServerCommand, running
 from ops.bench.settings import read_settings
-from ops.bench.tenant_latency import num_rejected, summarise_quiet
+from ops.bench.tenant_latency import num_rejected, summarise_ttft
 from ops.bench.tenant_work import TraceScale
 
 EXAMPLE = "fastswitch bench fairness --json"
@@ -103,7 +103,7 @@ def run(options: Namespace) -> BenchResult:
     with running(_command(settings)) as server:
         work = make_work(options, settings, server)
         stage = Stage(server, work, plan, progress)
-        stage.warm_up()
+        warm_up(server, plan.num_slots)
         phases[ALONE].append(stage.play(ALONE, 0))
         for number in range(options.repeats):
             both = (BEHAVED, FLOODED)
@@ -113,7 +113,7 @@ def run(options: Namespace) -> BenchResult:
     progress.tell("starting the server with policy fcfs")
     with running(_command(settings_fcfs)) as server:
         stage = Stage(server, work, plan, progress)
-        stage.warm_up()
+        warm_up(server, plan.num_slots)
         for number in range(options.repeats):
             phases[FLOODED_FCFS].append(stage.play(FLOODED_FCFS, number))
     keys = {
@@ -163,7 +163,7 @@ def summarise(phases: Sequence[Phase], quiet: Collection[str]) -> dict[str, Any]
     clients = [phase.clients for phase in phases]
     rates = [phase.throughput_tok_s for phase in phases]
     return {
-        **summarise_quiet(clients, quiet),
+        **{f"quiet_{name}": value for name, value in summarise_ttft(clients, quiet).items()},
         "throughput_tok_s": round(sum(rates) / len(rates), 1),
         "rejected": num_rejected(clients),
         **describe_fleet(phases),
@@ -248,7 +248,7 @@ def _command(settings: AppArgs) -> ServerCommand:
 
 
 def _p99_ms(phase: Phase, quiet: Collection[str]) -> float:
-    return float(summarise_quiet([phase.clients], quiet)["quiet_ttft_ms"]["p99"])
+    return float(summarise_ttft([phase.clients], quiet)["ttft_ms"]["p99"])
 
 
 def _described(options: Namespace, plan: Plan, work: Work) -> Mapping[str, Any]:

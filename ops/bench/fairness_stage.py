@@ -50,18 +50,6 @@ class Stage:
     plan: Plan
     progress: Progress
 
-    def warm_up(self) -> None:
-        """Fill every slot of every engine once, and more: what is compiled or grown late is."""
-        shapes = drawn_shapes("warm-up", NEIGHBOUR_LENGTHS)
-        load = load_of(
-            self.server,
-            "warm-up",
-            WARM_UP_S,
-            backlogs=[backlog(NEIGHBOUR, shapes, 2 * self.plan.num_slots, 0.0)],
-        )
-        self.progress.tell("warming up")
-        play(load)
-
     def play(self, phase: str, number: int) -> Phase:
         plan, server = self.plan, self.server
         contention = self.work.contention(plan.seed, number, plan.duration_s)
@@ -81,3 +69,10 @@ class Stage:
         backlogs = equal_backlogs(plan.seed, plan.num_slots)
         load = load_of(self.server, f"{plan.seed} equal", plan.equal_s, backlogs=backlogs)
         return play(load, EQUAL_WATCH_S)
+
+
+def warm_up(server: Server, num_slots: int) -> None:
+    """Fill every slot of every engine, and more: what is compiled or grown late is then."""
+    shapes = drawn_shapes("warm-up", NEIGHBOUR_LENGTHS)
+    wants = backlog(NEIGHBOUR, shapes, 2 * num_slots, 0.0)
+    play(load_of(server, "warm-up", WARM_UP_S, backlogs=[wants]))

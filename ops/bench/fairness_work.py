@@ -11,6 +11,7 @@ fast; what comes first counts like all else.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from app.errors import UsageError
@@ -190,6 +191,7 @@ def load_of(
     duration_s: float,
     arrivals: Sequence[Arrival] = (),
     backlogs: Sequence[Backlog] = (),
+    headers: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> TenantLoad:
     return TenantLoad(
         host=HOST,
@@ -200,4 +202,5 @@ def load_of(
         patience_s=PATIENCE_S,
         arrivals=list(arrivals),
         backlogs=list(backlogs),
+        headers={tenant: dict(each) for tenant, each in headers.items()},
     )

@@ -69,6 +69,11 @@ class Glance:
     def service(self) -> float:
         return sum(tenant.service for tenant in self.state.tenants.values())
 
+    def service_of(self, tenant: str) -> float:
+        """Nought for one that has not been heard of."""
+        state = self.state.tenants.get(tenant)
+        return state.service if state is not None else 0.0
+
 
 def look(port: int) -> Glance:
     with urllib.request.urlopen(f"http://{HOST}:{port}/v1/fairness", timeout=30) as response:

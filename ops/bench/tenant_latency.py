@@ -22,16 +22,14 @@ def ttfts_s(results: Sequence[TenantLoadResult], tenants: Collection[str]) -> li
     ]
 
 
-def summarise_quiet(
-    results: Sequence[TenantLoadResult], tenants: Collection[str]
-) -> dict[str, Any]:
+def summarise_ttft(results: Sequence[TenantLoadResult], tenants: Collection[str]) -> dict[str, Any]:
     """TTFT of these tenants' requests in all loads together."""
     mine = [a for result in results for a in result.answers if a.tenant in tenants]
     waited = [answer for answer in mine if not answer.events_s and not answer.is_rejected]
     return {
-        "quiet_ttft_ms": percentiles_ms(ttfts_s(results, tenants)),
-        "quiet_requests": len(mine),
-        "quiet_unanswered": len(waited),
+        "ttft_ms": percentiles_ms(ttfts_s(results, tenants)),
+        "requests": len(mine),
+        "unanswered": len(waited),
     }
 
 
