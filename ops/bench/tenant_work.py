@@ -7,6 +7,7 @@ tokens and seconds are each multiplied by one constant, so proportions stay.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from random import Random
 
 from ops.bench.tenant_load import Arrival, Backlog, Shape
@@ -51,7 +52,7 @@ def bursts(
 ) -> list[Arrival]:
     """``size`` arrivals at once, again and again, the first after half a pause."""
     random = Random(f"{seed} {tenant}")
-    num_bursts = int(duration_s / every_s + 0.5)
+    num_bursts = ceil(duration_s / every_s - 0.5)
     return [
         Arrival((number + 0.5) * every_s, tenant, lengths.draw(random))
         for number in range(num_bursts)
