@@ -37,6 +37,7 @@ class ScenarioStage:
     settings: AppArgs
     seed: str
     duration_s: float
+    max_wait_s: float
 
     @property
     def num_slots(self) -> int:
@@ -143,7 +144,7 @@ def classes(stage: ScenarioStage) -> Verdict:
         batch=["below"],
     )
     waits_s = ttfts_s([phase.clients], ["below"])
-    limit_s = stage.settings.fairness.max_wait_s + WAIT_GRACE_S
+    limit_s = stage.max_wait_s + WAIT_GRACE_S
     return Verdict(
         (
             Bound("batch_wait_s_max", round(max(waits_s), 3), at_most=limit_s),

@@ -107,7 +107,9 @@ def _stage(options: Namespace, policy: str, progress: Progress) -> Iterator[Scen
     progress.tell(f"starting the server with policy {policy}")
     with running(command) as server:
         check_fits([NEIGHBOUR_LENGTHS, QUIET_LENGTHS, *EQUALS.values()], server.max_model_len)
-        stage = ScenarioStage(server, settings, str(options.seed), options.duration_s)
+        stage = ScenarioStage(
+            server, settings, str(options.seed), options.duration_s, options.max_wait_s
+        )
         warm_up(server, stage.num_slots)
         progress.tell("warm")
         yield stage
