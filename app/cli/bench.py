@@ -5,10 +5,11 @@ standard error, a table to standard output; with --json the last line there is o
 """
 
 import json
+import signal
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rich.console import Console
 
@@ -75,6 +76,7 @@ def run(options: Namespace) -> int:
     from ops.bench.provenance import provenance
 
     check_versions()
+    _end_on_sigterm()
     [bench] = [bench for bench in BENCHES if bench.name == options.bench]
     origin = provenance()  # before the run: it says what else the machine was doing
     result = bench.load().run(options)
@@ -83,3 +85,12 @@ def run(options: Namespace) -> int:
         keys = {"bench": bench.name, "seed": options.seed, **origin, **result.keys}
         print(json.dumps(keys), flush=True)
     return 0
+
+
+def _end_on_sigterm() -> None:
+    """End as with Ctrl-C: servers that a benchmark has started must not outlive it."""
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)

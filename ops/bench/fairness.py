@@ -18,11 +18,12 @@ all behind it, from the first request of a phase on. Not inside: starting the se
 warm-up of both engines before the first phase.
 
 Keys of the JSON beside CONTRACT.md's, per phase: `quiet_requests, quiet_unanswered, rejected`
-(HTTP 429 and 5xx), `running, service_per_s, preemptions, swaps_out`; `isolation_ratio_fcfs`
-(flooded_fcfs / behaved), `isolation_ratio_per_repeat`; `equal`; `targets`, whether each bound of
-this benchmark holds; `workload`. `jain_index, max_service_gap` and `service_gap_bound` are of
-`equal`, whose service is read five times a second from `GET /v1/fairness`;
-`ops/bench/evenness.py` has the bound.
+(HTTP 429 and 5xx), `running, service_per_s, preemptions, swaps_out`, and `quiet_ttft_ms_settled`
+without a phase's first ten seconds, to be set beside what others publish; `isolation_ratio_settled`
+the same, `isolation_ratio_fcfs` (flooded_fcfs / behaved), `isolation_ratio_per_repeat`; `equal`;
+`targets`, whether each bound of this benchmark holds; `workload`. `jain_index, max_service_gap`
+and `service_gap_bound` are of `equal`, whose service is read five times a second from
+`GET /v1/fairness`; `ops/bench/evenness.py` has the bound.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -38,15 +39,17 @@ from ops.bench.arguments import count, positive
 from ops.bench.evenness import backlogged, evenness, gap_bound
 from ops.bench.fairness_stage import ALONE, BEHAVED, FLOODED, FLOODED_FCFS, Plan, Stage, warm_up
 from ops.bench.fairness_work import EQUALS, SeededWork, Work, read_work
+from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, describe_fleet
 from ops.bench.progress import Progress
 from ops.bench.result import BenchResult
 from ops.bench.server import Server, ServerCommand, running
 from ops.bench.settings import read_settings
-from ops.bench.tenant_latency import num_rejected, summarise_ttft
+from ops.bench.tenant_latency import num_rejected, summarise_ttft, ttfts_s
 from ops.bench.tenant_work import TraceScale
 
 EXAMPLE = "fastswitch bench fairness --json"
+SETTLED_S = 10.0
 MAX_ISOLATION, MIN_THROUGHPUT, MIN_JAIN = 1.2, 0.97, 0.99
 
 
@@ -151,6 +154,9 @@ def compare(phases: Mapping[str, Sequence[Phase]], quiet: Collection[str]) -> di
             round(_p99_ms(flooded, quiet) / _p99_ms(behaved, quiet), 3)
             for flooded, behaved in zip(phases[FLOODED], phases[BEHAVED], strict=True)
         ],
+        "isolation_ratio_settled": _ratio(
+            *(summaries[name]["quiet_ttft_ms_settled"]["p99"] for name in (FLOODED, BEHAVED))
+        ),
         "isolation_ratio_alone": round(p99_ms[FLOODED] / p99_ms[ALONE], 3),
         "isolation_ratio_fcfs": round(p99_ms[FLOODED_FCFS] / p99_ms[BEHAVED], 3),
         "throughput_ratio": round(throughput[FLOODED] / throughput[FLOODED_FCFS], 3),
@@ -164,6 +170,7 @@ def summarise(phases: Sequence[Phase], quiet: Collection[str]) -> dict[str, Any]
     rates = [phase.throughput_tok_s for phase in phases]
     return {
         **{f"quiet_{name}": value for name, value in summarise_ttft(clients, quiet).items()},
+        "quiet_ttft_ms_settled": percentiles_ms(ttfts_s(clients, quiet, since_s=SETTLED_S)),
         "throughput_tok_s": round(sum(rates) / len(rates), 1),
         "rejected": num_rejected(clients),
         **describe_fleet(phases),
@@ -245,6 +252,11 @@ def _settings(options: Namespace, policy: str) -> AppArgs:
 
 def _command(settings: AppArgs) -> ServerCommand:
     return contestants.fastswitch_command(settings, "max_num_seqs", "fairness")
+
+
+def _ratio(one_ms: float, other_ms: float) -> float | None:
+    """None where there was nothing to measure."""
+    return round(one_ms / other_ms, 3) if other_ms else None
 
 
 def _p99_ms(phase: Phase, quiet: Collection[str]) -> float:

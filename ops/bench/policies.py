@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from scheduler.policies.catalogue import POLICIES
 
 from app.settings import AppArgs
 from ops.bench import contestants
@@ -38,6 +37,7 @@ from ops.bench.settings import read_settings
 from ops.bench.tenant_latency import num_rejected, summarise_ttft, ttfts_s
 from ops.bench.tenant_load import TenantLoad
 from ops.bench.tenant_work import backlog, bursts, drawn_shapes, poisson
+from scheduler.policies.catalogue import POLICIES
 
 EXAMPLE = "fastswitch bench policies --policies vtc,fcfs --plot docs/images --json"
 STEADY, FLOOD, BURSTY = "steady", "flood", "bursty"

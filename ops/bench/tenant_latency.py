@@ -12,13 +12,15 @@ from ops.bench.latency import percentiles_ms
 from ops.bench.tenant_load import Answer, TenantLoadResult
 
 
-def ttfts_s(results: Sequence[TenantLoadResult], tenants: Collection[str]) -> list[float]:
-    """One for each request of these tenants that was not refused."""
+def ttfts_s(
+    results: Sequence[TenantLoadResult], tenants: Collection[str], *, since_s: float = 0.0
+) -> list[float]:
+    """One for each request of these tenants, due at ``since_s`` or later, that was not refused."""
     return [
         (answer.events_s[0] if answer.events_s else result.cut_s) - answer.due_s
         for result in results
         for answer in result.answers
-        if answer.tenant in tenants and not answer.is_rejected
+        if answer.tenant in tenants and answer.due_s >= since_s and not answer.is_rejected
     ]
 
 

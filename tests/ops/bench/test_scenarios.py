@@ -41,7 +41,9 @@ class StandInPlay:
 
     def __call__(self, load: TenantLoad, _every_s: float) -> Phase:
         self.loads.append(load)
-        tenants = sorted({each.tenant for each in (*load.arrivals, *load.backlogs)})
+        tenants = sorted(
+            {arrival.tenant for arrival in load.arrivals} | {each.tenant for each in load.backlogs}
+        )
         answers = [
             Answer(tenant, 1.0, [1.0 + self.waits_s.get(tenant, 1.0)], 100, 200)
             for tenant in tenants

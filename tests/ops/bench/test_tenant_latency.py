@@ -15,6 +15,7 @@ RESULT = TenantLoadResult(begin_s=100.0, cut_s=12.0, answers=[ANSWERED, CUT, WAI
 def test_a_request_without_a_token_counts_with_what_it_waited() -> None:
     """Leaving it out would flatter whoever starves most."""
     assert ttfts_s([RESULT], ["quiet"]) == [0.5, 8.0]
+    assert ttfts_s([RESULT], ["quiet"], since_s=1.5) == [8.0]
     summary = summarise_ttft([RESULT, RESULT], {"quiet"})
     assert (summary["requests"], summary["unanswered"]) == (6, 2)
     assert summary["ttft_ms"]["p99"] == 8000
