@@ -192,6 +192,7 @@ def load_of(
     arrivals: Sequence[Arrival] = (),
     backlogs: Sequence[Backlog] = (),
     headers: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    patience_s: float = PATIENCE_S,
 ) -> TenantLoad:
     return TenantLoad(
         host=HOST,
@@ -199,7 +200,7 @@ def load_of(
         model=server.model,
         seed=seed,
         duration_s=duration_s,
-        patience_s=PATIENCE_S,
+        patience_s=patience_s,
         arrivals=list(arrivals),
         backlogs=list(backlogs),
         headers={tenant: dict(each) for tenant, each in headers.items()},

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.settings import AppArgs
 from ops.bench.evenness import backlogged, evenness, gap_bound
-from ops.bench.fairness_work import EQUALS, NEIGHBOUR_LENGTHS, QUIET_LENGTHS, load_of
+from ops.bench.fairness_work import EQUALS, NEIGHBOUR_LENGTHS, PATIENCE_S, QUIET_LENGTHS, load_of
 from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, describe_fleet, play
 from ops.bench.server import Server
@@ -58,6 +58,8 @@ class ScenarioStage:
             arrivals,
             backlogs,
             headers=dict.fromkeys(batch, BATCH_HEADERS),
+            # Longer than anybody may wait: a request cut off sooner would seem to have kept it.
+            patience_s=max(PATIENCE_S, self.max_wait_s + 2 * WAIT_GRACE_S),
         )
         return play(load, WATCH_S)
 

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import psutil
@@ -140,6 +140,14 @@ def test_batch_work_waits_no_longer_than_its_bound(
         "rejected": True,
     }
     assert playing.loads[0].headers == {"below": {"X-Service-Class": "batch"}}
+
+
+def test_nobody_is_cut_off_before_the_longest_wait_has_passed(
+    stage: ScenarioStage, playing: StandInPlay
+) -> None:
+    """It would seem to have been kept."""
+    scenario_parts.classes(replace(stage, max_wait_s=60.0))
+    assert playing.loads[0].patience_s > 60
 
 
 def test_mixed_shares_are_by_weight_and_the_quiet_one_is_not_held_up(
