@@ -16,9 +16,11 @@ from ops.bench.fairness_work import (
     equal_backlogs,
     load_of,
 )
+from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, play
 from ops.bench.progress import Progress
 from ops.bench.server import Server
+from ops.bench.tenant_latency import ttfts_s
 from ops.bench.tenant_work import backlog, drawn_shapes
 
 ALONE, BEHAVED, FLOODED, FLOODED_FCFS = "alone", "behaved", "flooded", "flooded_fcfs"
@@ -55,12 +57,14 @@ class Stage:
         contention = self.work.contention(plan.seed, number, plan.duration_s)
         seed, num_streams = f"{plan.seed} {phase} {number}", plan.num_streams(phase)
         self.progress.tell(f"{phase}, repeat {number + 1}: {num_streams} streams beside the quiet")
-        if not num_streams:
-            return play(load_of(server, seed, plan.duration_s, contention.alone()), WATCH_S)
+        arrivals = contention.arrivals if num_streams else contention.alone()
         wants = backlog(contention.neighbour, contention.shapes, num_streams, OPEN_S)
-        load = load_of(server, seed, plan.duration_s, contention.arrivals, [wants])
-        found = play(load, WATCH_S)
-        self.progress.tell(f"  {found.throughput_tok_s:.0f} output tok/s")
+        found = play(load_of(server, seed, plan.duration_s, arrivals, [wants]), WATCH_S)
+        ttft_ms = percentiles_ms(ttfts_s([found.clients], contention.quiet))
+        self.progress.tell(
+            f"  quiet TTFT p50 {ttft_ms['p50']:.0f}, p99 {ttft_ms['p99']:.0f} ms; "
+            f"{found.throughput_tok_s:.0f} output tok/s"
+        )
         return found
 
     def play_equal(self) -> Phase:
