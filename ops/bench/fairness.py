@@ -38,7 +38,15 @@ from ops.bench import contestants
 from ops.bench.arguments import count, positive
 from ops.bench.evenness import backlogged, evenness, gap_bound
 from ops.bench.fairness_stage import ALONE, BEHAVED, FLOODED, FLOODED_FCFS, Plan, Stage, warm_up
-from ops.bench.fairness_work import EQUALS, SeededWork, Work, read_work
+from ops.bench.fairness_work import (
+    EQUALS,
+    NEIGHBOUR_LENGTHS,
+    QUIET_LENGTHS,
+    SeededWork,
+    Work,
+    check_fits,
+    read_work,
+)
 from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, describe_fleet
 from ops.bench.progress import Progress
@@ -135,8 +143,10 @@ def make_work(options: Namespace, settings: AppArgs, server: Server) -> Work:
         UsageError: the model cannot take requests that long.
         TraceError: the trace cannot be read, or does not hold what is needed.
     """
+    # Those of all phases that a trace has no say in, the warm-up's too.
+    check_fits([QUIET_LENGTHS, NEIGHBOUR_LENGTHS, *EQUALS.values()], server.max_model_len)
     if options.trace is None:
-        return SeededWork(options.quiet_rps).checked(server.max_model_len)
+        return SeededWork(options.quiet_rps)
     scale = TraceScale(options.token_scale, options.time_scale)
     needed_s = options.duration_s * options.repeats
     return read_work(options.trace, scale, settings, server.max_model_len, needed_s)

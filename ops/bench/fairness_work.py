@@ -87,15 +87,6 @@ class SeededWork:
     def quiet(self) -> frozenset[str]:
         return frozenset({QUIET})
 
-    def checked(self, max_model_len: int) -> "SeededWork":
-        """This one.
-
-        Raises:
-            UsageError: the model cannot take requests that long.
-        """
-        check_fits([QUIET_LENGTHS, NEIGHBOUR_LENGTHS, *EQUALS.values()], max_model_len)
-        return self
-
     def described(self) -> Mapping[str, Any]:
         return {"quiet_rps": self.quiet_per_s, "trace": None}
 

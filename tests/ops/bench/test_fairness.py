@@ -4,8 +4,9 @@ import gzip
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from app.errors import UsageError
 from app.settings import AppArgs
 from ops.bench import fairness
 from ops.bench.errors import TraceError, UnevenLoadError
-from ops.bench.fairness import compare, share_out, table, targets
+from ops.bench.fairness import compare, make_work, share_out, table, targets
 from ops.bench.fairness_stage import ALONE, BEHAVED, FLOODED, FLOODED_FCFS, Plan
 from ops.bench.fairness_work import (
     EQUALS,
@@ -26,6 +27,7 @@ from ops.bench.fairness_work import (
     read_work,
 )
 from ops.bench.phase import Phase
+from ops.bench.server import Server
 from ops.bench.tenant_load import Answer, TenantLoadResult
 from ops.bench.tenant_work import TraceScale
 from tests.ops.bench.fleet_glances import glance
@@ -195,10 +197,12 @@ def test_a_trace_that_does_not_hold_what_is_needed_is_refused(
         read_work(trace, TraceScale(0.5, 0.5), SETTINGS, max_model_len=512, needed_s=needed_s)
 
 
-def test_a_model_that_is_too_short_is_refused() -> None:
-    """Before any request is sent."""
+@pytest.mark.parametrize("arguments", [(), ("--trace", "t.jsonl.gz")])
+def test_a_model_that_is_too_short_is_refused(arguments: tuple[str, ...]) -> None:
+    """Before any request is sent, and whatever the trace holds."""
+    server = Server("ours", 8000, "m", 400, cast(psutil.Process, None))
     with pytest.raises(UsageError, match="requests of up to 416 tokens are wanted"):
-        SeededWork(quiet_per_s=5.0).checked(max_model_len=400)
+        make_work(parse(*arguments), SETTINGS, server)
 
 
 @pytest.mark.parametrize(
