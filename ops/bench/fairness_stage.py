@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ops.bench.fairness_work import (
     FLOOD,
+    MORE,
     NEIGHBOUR,
     NEIGHBOUR_LENGTHS,
     OPEN_S,
@@ -69,8 +70,8 @@ class Stage:
 
     def play_equal(self) -> Phase:
         plan = self.plan
-        self.progress.tell(f"equal: four tenants with {plan.num_slots} streams each")
         backlogs = equal_backlogs(plan.seed, plan.num_slots)
+        self.progress.tell(f"equal: {len(backlogs)} tenants that each want every slot")
         load = load_of(self.server, f"{plan.seed} equal", plan.equal_s, backlogs=backlogs)
         return play(load, EQUAL_WATCH_S)
 
@@ -78,5 +79,5 @@ class Stage:
 def warm_up(server: Server, num_slots: int) -> None:
     """Fill every slot of every engine, and more: what is compiled or grown late is then."""
     shapes = drawn_shapes("warm-up", NEIGHBOUR_LENGTHS)
-    wants = backlog(NEIGHBOUR, shapes, 2 * num_slots, 0.0)
+    wants = backlog(NEIGHBOUR, shapes, MORE * num_slots, 0.0)
     play(load_of(server, "warm-up", WARM_UP_S, backlogs=[wants]))

@@ -45,6 +45,9 @@ EQUALS = {
     "short": Lengths(Span(8, 32), Span(8, 32)),
 }
 WARM_UP_S = 3.0
+# Streams of a tenant that always wants more, for each slot: were it one, a tenant that has every
+# slot for a moment would want no more in that moment.
+MORE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +171,10 @@ def check_fits(lengths: Collection[Lengths], max_model_len: int) -> None:
         )
 
 
-def equal_backlogs(seed: str, num_seats: int) -> list[Backlog]:
-    """Tenants that each want every slot there is."""
+def equal_backlogs(seed: str, num_slots: int) -> list[Backlog]:
+    """Tenants that each want more than every slot there is."""
     return [
-        backlog(tenant, drawn_shapes(f"{seed} {tenant}", lengths), num_seats, 0.0)
+        backlog(tenant, drawn_shapes(f"{seed} {tenant}", lengths), MORE * num_slots, 0.0)
         for tenant, lengths in EQUALS.items()
     ]
 

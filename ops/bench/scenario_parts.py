@@ -12,7 +12,14 @@ from typing import Any
 
 from app.settings import AppArgs
 from ops.bench.evenness import backlogged, evenness, gap_bound
-from ops.bench.fairness_work import EQUALS, NEIGHBOUR_LENGTHS, PATIENCE_S, QUIET_LENGTHS, load_of
+from ops.bench.fairness_work import (
+    EQUALS,
+    MORE,
+    NEIGHBOUR_LENGTHS,
+    PATIENCE_S,
+    QUIET_LENGTHS,
+    load_of,
+)
 from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, describe_fleet, play
 from ops.bench.server import Server
@@ -66,16 +73,20 @@ class ScenarioStage:
     def wanting(self, tenant: str, num_streams: int, lengths: Lengths) -> Backlog:
         return backlog(tenant, drawn_shapes(f"{self.seed} {tenant}", lengths), num_streams, 0.0)
 
+    def wanting_all(self, tenant: str, lengths: Lengths) -> Backlog:
+        """The backlog of a tenant that wants more even when it has every slot."""
+        return self.wanting(tenant, MORE * self.num_slots, lengths)
+
     def arriving(self, tenant: str, per_s: float) -> list[Arrival]:
         return poisson(self.seed, tenant, per_s, self.duration_s, QUIET_LENGTHS)
 
 
 def saturation(stage: ScenarioStage) -> Verdict:
-    """Four equal tenants that together want four times what there is: who waits how long?"""
+    """Four equal tenants that each want twice what there is: who waits how long?"""
     tenants = [f"tenant-{number}" for number in range(4)]
     phase = stage.play(
         "saturation",
-        backlogs=[stage.wanting(tenant, stage.num_slots, NEIGHBOUR_LENGTHS) for tenant in tenants],
+        backlogs=[stage.wanting_all(tenant, NEIGHBOUR_LENGTHS) for tenant in tenants],
     )
     ttft_ms = {tenant: _ttft_ms(phase, [tenant]) for tenant in tenants}
     p99_ms = [each["p99"] for each in ttft_ms.values()]
@@ -120,7 +131,7 @@ def equal(stage: ScenarioStage) -> Verdict:
     wants = {f"{kind}-{n}": lengths for kind, lengths in EQUALS.items() for n in range(2)}
     phase = stage.play(
         "equal",
-        backlogs=[stage.wanting(name, stage.num_slots, wants[name]) for name in wants],
+        backlogs=[stage.wanting_all(name, wants[name]) for name in wants],
     )
     glances = backlogged(phase.glances, list(wants))
     found = evenness(glances, list(wants))
@@ -142,7 +153,7 @@ def classes(stage: ScenarioStage) -> Verdict:
     phase = stage.play(
         "classes",
         arrivals=stage.arriving("below", 1.0),
-        backlogs=[stage.wanting(tenant, stage.num_slots, NEIGHBOUR_LENGTHS) for tenant in above],
+        backlogs=[stage.wanting_all(tenant, NEIGHBOUR_LENGTHS) for tenant in above],
         batch=["below"],
     )
     waits_s = ttfts_s([phase.clients], ["below"])
@@ -165,8 +176,8 @@ def classes(stage: ScenarioStage) -> Verdict:
 def mixed(stage: ScenarioStage) -> Verdict:
     """All at once: a quiet, a bursty, a heavy and a light tenant, and batch work that floods."""
     backlogs = [
-        stage.wanting("heavy", stage.num_slots, NEIGHBOUR_LENGTHS),
-        stage.wanting("light", stage.num_slots, NEIGHBOUR_LENGTHS),
+        stage.wanting_all("heavy", NEIGHBOUR_LENGTHS),
+        stage.wanting_all("light", NEIGHBOUR_LENGTHS),
         stage.wanting("flood", 4 * stage.num_slots, NEIGHBOUR_LENGTHS),
     ]
     arrivals = stage.arriving("quiet", 3.0) + bursts(

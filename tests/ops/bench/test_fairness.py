@@ -141,11 +141,11 @@ def test_every_phase_of_a_repeat_gets_the_same_requests() -> None:
     assert max(arrival.at_s for arrival in first.arrivals) < 20
 
 
-def test_equal_tenants_want_every_slot_each() -> None:
-    """With fewer, a tenant would run out of requests before it runs out of share."""
-    backlogs = equal_backlogs("0", num_seats=32)
+def test_equal_tenants_want_more_even_when_they_have_every_slot() -> None:
+    """With fewer streams, a tenant would want no more at some moment."""
+    backlogs = equal_backlogs("0", num_slots=32)
     assert {backlog.tenant for backlog in backlogs} == EQUALS.keys()
-    assert all(backlog.starts_s == [0.0] * 32 for backlog in backlogs)
+    assert all(backlog.starts_s == [0.0] * 64 for backlog in backlogs)
 
 
 def write_trace(path: Path, tenants: dict[str, int], seconds: int = 100) -> Path:
