@@ -5,10 +5,11 @@ standard error, a table to standard output; with --json the last line there is o
 """
 
 import json
+import signal
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rich.console import Console
 
@@ -46,6 +47,9 @@ BENCHES = (
     Bench("serve", "ops.bench.serve", "the served fleet against the plain vLLM server"),
     Bench("displace", "ops.bench.displace", "an urgent request into a full batch"),
     Bench("switch", "ops.bench.switch", "switched requests: kept, or computed again"),
+    Bench("fairness", "ops.bench.fairness", "a quiet tenant beside a neighbour that floods"),
+    Bench("scenarios", "ops.bench.scenarios", "five standard scenarios against fixed limits"),
+    Bench("policies", "ops.bench.policies", "one contended load under each policy, as pictures"),
     Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
     Bench("router", "ops.bench.router", "the router's own work, with many requests and engines"),
     Bench("schedule", "ops.bench.schedule", "our part of a scheduling step"),
@@ -72,6 +76,7 @@ def run(options: Namespace) -> int:
     from ops.bench.provenance import provenance
 
     check_versions()
+    _end_on_sigterm()
     [bench] = [bench for bench in BENCHES if bench.name == options.bench]
     origin = provenance()  # before the run: it says what else the machine was doing
     result = bench.load().run(options)
@@ -80,3 +85,12 @@ def run(options: Namespace) -> int:
         keys = {"bench": bench.name, "seed": options.seed, **origin, **result.keys}
         print(json.dumps(keys), flush=True)
     return 0
+
+
+def _end_on_sigterm() -> None:
+    """End as with Ctrl-C: servers that a benchmark has started must not outlive it."""
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)

@@ -9,11 +9,12 @@ CPU per piece on a 2-core AMD EPYC virtual machine, most of it the kernel's; aio
 import asyncio
 import gc
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
-from typing import cast
+from types import MappingProxyType
+from typing import Protocol, cast
 
 import msgspec
 import uvloop
@@ -35,6 +36,7 @@ class Exchange:
     end_s: float
     status: int
     pieces: list[tuple[float, bytes]]
+    is_cut: bool = False  # the client left before the end; with no pieces the status means nothing
 
 
 class _Choice(msgspec.Struct):
@@ -50,6 +52,15 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: object = None
+
+
+@dataclass(slots=True)
+class Heard:
+    """The tokens of one answer: when events with some arrived, and at the end how many."""
+
+    arrivals_s: list[float] = field(default_factory=list)
+    choices: list[_Choice] = field(default_factory=list)
+    num_tokens: int | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -76,6 +87,11 @@ class Connection(asyncio.Protocol):
                 return await self._answer
         except TimeoutError:
             raise RequestFailedError(f"no end within {REQUEST_TIMEOUT_S:g} s") from None
+
+    def so_far(self) -> Exchange:
+        """What has come of an exchange that is given up."""
+        status = self._parser.get_status_code()
+        return Exchange(self._sent_s, perf_counter(), status, self._pieces, is_cut=True)
 
     def close(self) -> None:
         self.is_open = False
@@ -112,7 +128,9 @@ async def run(load: Load) -> LoadResult:
     Raises:
         RequestFailedError: one was refused or broke off.
     """
-    requests = [encode_request(load, item) for item in load.items]
+    requests = [
+        encode_request(load, item, want_token_ids=load.want_token_ids) for item in load.items
+    ]
     gc.disable()  # a collection among the stamps would show as a gap between tokens
     exchanges = await _closed_loop(load, requests)
     begin_s = min(exchange.sent_s for exchange in exchanges)
@@ -142,25 +160,45 @@ async def _connect(load: Load) -> Connection:
     return connection
 
 
-def encode_request(load: Load, item: WorkItem) -> bytes:
+class Target(Protocol):
+    """What a request has to know of the load that it is part of."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def model(self) -> str: ...
+
+
+def encode_request(
+    target: Target,
+    item: WorkItem,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    *,
+    want_token_ids: bool = False,
+) -> bytes:
     """A streamed, greedy completion of exactly so many tokens, as bytes of HTTP."""
     body = msgspec.json.encode(
         {
-            "model": load.model,
+            "model": target.model,
             "prompt": item.prompt,
             "max_tokens": item.output_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "return_token_ids": load.want_token_ids,
+            "return_token_ids": want_token_ids,
         }
     )
     head = [
         f"POST {PATH} HTTP/1.1",
-        f"Host: {load.host}:{load.port}",
+        f"Host: {target.host}:{target.port}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     if item.conversation is not None:
         head.append(f"X-Session-Id: {item.conversation}")
@@ -173,13 +211,29 @@ def read(exchange: Exchange) -> Measured:
     Raises:
         RequestFailedError: it was refused, or its stream carries an error or has no end.
     """
-    body = b"".join(piece for _, piece in exchange.pieces)
+    heard = listen(exchange)
+    if heard.num_tokens is None or not heard.arrivals_s:
+        rest = b"".join(piece for _, piece in exchange.pieces)[-200:]
+        raise RequestFailedError(f"the stream has no end: {_excerpt(rest)}")
+    return Measured(
+        ttft_s=heard.arrivals_s[0] - exchange.sent_s,
+        gaps_s=[later - sooner for sooner, later in pairwise(heard.arrivals_s)],
+        num_tokens=heard.num_tokens,
+        output=_output(heard.choices),
+    )
+
+
+def listen(exchange: Exchange) -> Heard:
+    """What there is of an answer, whether it has come to its end or not.
+
+    Raises:
+        RequestFailedError: it is a refusal, or carries an error.
+    """
     if exchange.status != 200:
+        body = b"".join(piece for _, piece in exchange.pieces)
         raise RequestFailedError(f"HTTP {exchange.status}: {_excerpt(body)}")
     decode = msgspec.json.Decoder(_Event).decode
-    arrivals_s: list[float] = []
-    choices: list[_Choice] = []
-    usage = None
+    heard = Heard()
     for arrival_s, data in _events(exchange.pieces):
         if data == b"[DONE]":
             continue
@@ -187,17 +241,11 @@ def read(exchange: Exchange) -> Measured:
         if event.error is not None:
             raise RequestFailedError(_excerpt(data))
         if event.choices:
-            arrivals_s.append(arrival_s)
-            choices += event.choices
-        usage = event.usage or usage
-    if usage is None or not arrivals_s:
-        raise RequestFailedError(f"the stream has no end: {_excerpt(body[-200:])}")
-    return Measured(
-        ttft_s=arrivals_s[0] - exchange.sent_s,
-        gaps_s=[later - sooner for sooner, later in pairwise(arrivals_s)],
-        num_tokens=usage.completion_tokens,
-        output=_output(choices),
-    )
+            heard.arrivals_s.append(arrival_s)
+            heard.choices += event.choices
+        if event.usage is not None:
+            heard.num_tokens = event.usage.completion_tokens
+    return heard
 
 
 def _events(pieces: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

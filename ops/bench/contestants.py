@@ -1,4 +1,4 @@
-"""The two servers of ``bench serve``: ours, and the plain vLLM server with the same arguments.
+"""The servers under test: ours, and for ``bench serve`` the plain vLLM server beside it.
 
 Owns what "the same" means. Both get the arguments that our settings stand for, by the same
 translation, and the same environment. The baseline goes without our scheduler, our connector and
@@ -26,11 +26,14 @@ _OUR_ARGS = frozenset(
 _OUR_ENVIRONMENT = frozenset({"VLLM_ENABLE_V1_MULTIPROCESSING"})
 
 
-def fastswitch_command(args: AppArgs) -> ServerCommand:
-    """Our server, by the command users type."""
+def fastswitch_command(args: AppArgs, *names: str) -> ServerCommand:
+    """Our server, by the command users type; beside the model, the settings of these names."""
     program = str(Path(sys.executable).with_name("fastswitch"))
     argv = [program, "serve", "--host", HOST, "--port", PORT]
     argv += ["--model", resolve_model(args.model), "--replicas", str(args.replicas)]
+    values = args.model_dump(mode="json", include=set(names))
+    for name in names:
+        argv += ["--set", f"{name}={json.dumps(values[name])}"]
     return ServerCommand("fastswitch", tuple(argv), environment={})
 
 

@@ -4,6 +4,7 @@ BenchError (an AppError: the command line prints it as its one sentence)
 ├── TraceError             a trace cannot be read, or holds nothing that fits
 ├── ServerStartError       a server to be measured did not come up
 ├── RequestFailedError     a request of the workload was refused or broke off
+├── UnevenLoadError        a tenant did not always want more, so its share says nothing
 └── EngineFailedError      an engine to be measured ended
 """
 
@@ -47,6 +48,17 @@ class RequestFailedError(BenchError):
 
     def __str__(self) -> str:
         return f"a request of the benchmark failed: {self.reason}"
+
+
+class UnevenLoadError(BenchError):
+    """A tenant that was to want more all the time did not."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant} did not want more all the time: its share says nothing"
 
 
 class EngineFailedError(BenchError):

@@ -6,6 +6,7 @@ from typing import Any
 
 NAMES = ("baseline", "fastswitch")
 COLOURS = ("#9aa0a6", "#1a73e8")
+TENANT_COLOURS = ("#1a73e8", "#d93025", "#f9ab00")
 
 
 def plot_serve(keys: Mapping[str, Any], path: Path) -> None:
@@ -52,6 +53,33 @@ def plot_switch(keys: Mapping[str, Any], path: Path) -> None:
         panel.margins(x=0.18)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def plot_policy(
+    policy: str,
+    courses: Mapping[str, Sequence[tuple[float, float]]],
+    waits_s: Mapping[str, Sequence[float]],
+    path: Path,
+) -> None:
+    """Service received over time, and the share of requests that had waited no longer than so."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    service, waits = figure.subplots(1, 2)
+    for (tenant, course), colour in zip(courses.items(), TENANT_COLOURS, strict=True):
+        service.plot(*zip(*course, strict=True), color=colour, label=tenant)
+        waited_ms = sorted(1000 * wait_s for wait_s in waits_s[tenant])
+        shares = [(number + 1) / len(waited_ms) for number in range(len(waited_ms))]
+        waits.step(waited_ms, shares, where="post", color=colour)
+    service.set_title(f"{policy}: service received", fontsize=10)
+    service.set_xlabel("seconds")
+    waits.set_title("requests with their first token", fontsize=10)
+    waits.set_xlabel("milliseconds since they were due")
+    waits.set_xscale("log")
+    for panel in (service, waits):
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(courses))
     figure.savefig(path, dpi=120)
 
 

@@ -39,6 +39,7 @@ class TraceRow(msgspec.Struct, frozen=True):
     arrival_s: float = 0.0
     think_s: float | None = None
     gap_s: float | None = None
+    tenant: str = ""
 
     @property
     def prompt_tokens(self) -> int:

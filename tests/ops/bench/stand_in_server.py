@@ -10,6 +10,7 @@ from typing import Any
 HOST = "127.0.0.1"
 
 Reply = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
+Page = Callable[[], dict[str, Any]]
 
 
 def event(**fields: object) -> bytes:
@@ -35,6 +36,11 @@ STREAM_HEAD = (
 STREAM_END = b"0\r\n\r\n"
 
 
+def page(content: dict[str, Any]) -> bytes:
+    body = json.dumps(content).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
 @dataclass
 class StandIn:
     """What the server has seen."""
@@ -48,8 +54,11 @@ class StandIn:
 
 
 @asynccontextmanager
-async def serving(reply: Reply) -> AsyncIterator[StandIn]:
-    """Answer every request by ``reply(body, writer)``. Leaving waits until clients have left."""
+async def serving(reply: Reply, get: Page = dict) -> AsyncIterator[StandIn]:
+    """Answer every POST by ``reply(body, writer)``, every GET with the page that ``get`` returns.
+
+    Leaving waits until clients have left.
+    """
     seen = StandIn()
     talks: list[asyncio.Task[None] | None] = []
 
@@ -59,6 +68,9 @@ async def serving(reply: Reply) -> AsyncIterator[StandIn]:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                if head.startswith("GET "):
+                    writer.write(page(get()))
+                    continue
                 size = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
                 body = json.loads(await reader.readexactly(size))
                 seen.heads.append(head)

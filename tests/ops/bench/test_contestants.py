@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.demo_model import write_demo_model
 from app.settings import AppArgs
@@ -71,6 +72,14 @@ def test_ours_is_started_as_users_start_it(settings: AppArgs) -> None:
     assert Path(argv[0]).name == "fastswitch"
     assert argv[1] == "serve"
     assert argv[-4:] == ("--model", settings.model, "--replicas", "1")
+
+
+def test_ours_is_told_the_settings_that_are_named(settings: AppArgs) -> None:
+    """Each as the command line takes it, and as the server then reads it."""
+    argv = fastswitch_command(settings, "max_num_seqs", "fairness").argv
+    given = dict(text.partition("=")[::2] for text in argv[argv.index("--set") + 1 :: 2])
+    read = AppArgs.model_validate({name: yaml.safe_load(text) for name, text in given.items()})
+    assert (read.max_num_seqs, read.fairness) == (7, settings.fairness)
 
 
 def test_the_note_says_what_the_baseline_ran_with(settings: AppArgs) -> None:
