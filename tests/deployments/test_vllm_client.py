@@ -121,9 +121,14 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_config() -> VllmConfig:
-    """Of a model of ``MAX_MODEL_LEN``; no more of it is looked at."""
+    """Of a model of ``MAX_MODEL_LEN`` that asks nothing special of its engines."""
     config = VllmConfig()
-    config.model_config = cast("ModelConfig", SimpleNamespace(max_model_len=MAX_MODEL_LEN))
+    model = SimpleNamespace(
+        max_model_len=MAX_MODEL_LEN,
+        logits_processors=None,
+        return_sampling_mask=False,
+    )
+    config.model_config = cast("ModelConfig", model)
     return config
 
 
