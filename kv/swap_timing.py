@@ -5,11 +5,12 @@ FastSwitch (arXiv:2411.18424); the rule is ours.
 """
 
 from collections import deque
-from collections.abc import Collection
 from statistics import median
 from typing import NamedTuple
 
 _WINDOW = 32
+# Asked for in most steps, medians of so many steps change little from one to the next.
+_STEPS_PER_MEDIAN = 8
 # Of the engine's time, what it may spend waiting for copies while others run; half of the one
 # percent that nobody should notice, as conflicts cost some too.
 _MOST_WAITING = 0.005
@@ -24,7 +25,10 @@ class SwapTiming:
     def __init__(self) -> None:
         self._out, self._in, self._waits_for_blocks = _Rate(), _Rate(), _Rate()
         self._steps: deque[_Step] = deque(maxlen=_WINDOW)
-        self._typical: _TypicalStep | None = None  # of the present window, once asked for
+        self._steps_s = 0.0  # together
+        self._waits_s = 0.0
+        self._typical = _TypicalStep(0.0, 0.0)
+        self._num_new_steps = _STEPS_PER_MEDIAN  # since that was worked out
         self._planned_wait_s = 0.0  # in the step that is being scheduled
 
     def add_out(self, num_blocks: int, seconds: float) -> None:
@@ -39,8 +43,14 @@ class SwapTiming:
 
     def add_step(self, num_requests: int, seconds: float, wait_s: float) -> None:
         """A step of so many requests is over; of its time, the engine waited ``wait_s``."""
+        if len(self._steps) == _WINDOW:
+            oldest = self._steps[0]
+            self._steps_s -= oldest.seconds
+            self._waits_s -= oldest.wait_s
         self._steps.append(_Step(num_requests, seconds, wait_s))
-        self._typical = None
+        self._steps_s += seconds
+        self._waits_s += wait_s
+        self._num_new_steps += 1
         self._planned_wait_s = 0.0
 
     def plan_wait(self, num_blocks: int) -> None:
@@ -78,13 +88,17 @@ class SwapTiming:
         load_s = self.in_s(num_blocks)
         if typical.num_requests * load_s > typical.seconds:
             return True
-        is_alone = typical.num_requests <= 1
-        return not is_alone and self._planned_wait_s + load_s > typical.spare_wait_s
+        wait_s = self._waits_s + self._planned_wait_s + load_s
+        return typical.num_requests > 1 and wait_s > _MOST_WAITING * self._steps_s
 
     @property
     def _typical_step(self) -> "_TypicalStep":
-        if self._typical is None:
-            self._typical = _TypicalStep.of(self._steps)
+        if self._num_new_steps >= min(_STEPS_PER_MEDIAN, len(self._steps)):
+            self._num_new_steps = 0
+            self._typical = _TypicalStep(
+                median(step.num_requests for step in self._steps),
+                median(step.seconds for step in self._steps),
+            )
         return self._typical
 
 
@@ -109,13 +123,7 @@ class _Step(NamedTuple):
 
 
 class _TypicalStep(NamedTuple):
-    """The medians of a window of steps, and how much longer the engine might have waited in it."""
+    """The medians of a window of steps."""
 
     num_requests: float
     seconds: float
-    spare_wait_s: float
-
-    @classmethod
-    def of(cls, steps: Collection[_Step]) -> "_TypicalStep":
-        requests, seconds, waits_s = zip(*steps, strict=True)
-        return cls(median(requests), median(seconds), _MOST_WAITING * sum(seconds) - sum(waits_s))

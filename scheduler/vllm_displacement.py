@@ -7,7 +7,7 @@ out is ``scheduler.vllm_scheduler``.
 
 import heapq
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, takewhile
 from operator import attrgetter
@@ -72,13 +72,6 @@ class DisplacingScheduler(LoadingScheduler):
             if not request.is_prefill_chunk:
                 insort(self.running, request, key=_rank)
         self.running += sorted(prefills, key=_rank)
-
-    def _rank_anew(self, requests: Collection[Request]) -> None:
-        """Take note that the priorities of these live requests have changed."""
-        for queue in self._queues:
-            queue.rank_anew(requests)
-        if any(one.status is RequestStatus.RUNNING for one in requests):
-            self._is_running_in_order = False
 
     def _worst_first(self) -> Iterable[Request]:
         """Those that run, by rank alone; no more are looked at than are asked for."""
@@ -194,6 +187,13 @@ class DisplacingScheduler(LoadingScheduler):
     def _blocks(self, request: Request) -> Sequence[Any]:
         tables = [manager.req_to_blocks[request.request_id] for manager in self._managers]
         return tables[0] if len(tables) == 1 else list(chain.from_iterable(tables))
+
+    def _block_ids(self, request: Request) -> tuple[list[int], ...]:
+        """As vLLM's manager says it, which takes three times as long."""
+        return tuple(
+            [block.block_id for block in manager.req_to_blocks[request.request_id]]
+            for manager in self._managers
+        )
 
     @property
     def _managers(self) -> Sequence[Any]:

@@ -206,14 +206,18 @@ class FastSwitchScheduler(PinningScheduler):
 
     def _apply_priorities(self) -> None:
         new_priorities, self._new_priorities = self._new_priorities, {}
-        moved = []
+        waiting = []
         for request_id, priority in new_priorities.items():
             request = self.requests.get(request_id)
-            if request is not None and request.priority != priority:
-                request.priority = priority
-                moved.append(request)
-        if moved:
-            self._rank_anew(moved)
+            if request is None or request.priority == priority:
+                continue
+            request.priority = priority
+            if request.status is RequestStatus.RUNNING:
+                self._is_running_in_order = False
+            else:
+                waiting.append(request)
+        for queue in self._queues:
+            queue.rank_anew(waiting)
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
@@ -252,9 +256,7 @@ class FastSwitchScheduler(PinningScheduler):
         if swap_s > self._costs.recompute_s(request.num_computed_tokens):
             self._num_cheaper_recomputes += 1
             return False
-        return self._keeper.swap_out(
-            request, self.kv_cache_manager.get_block_ids(request.request_id)
-        )
+        return self._keeper.swap_out(request, self._block_ids(request))
 
     def _quantum_end(self, request: Request) -> int:
         """The first step in which a request that is admitted now may lose its place again."""

@@ -54,6 +54,8 @@ class RankedQueue(RequestQueue):
 
     def rank_anew(self, requests: Iterable[Request]) -> None:
         """Give those of them that wait here the places that their priorities say now."""
+        if not self._entries:
+            return
         for request in requests:
             if request.request_id in self._entries:
                 self._push(request)

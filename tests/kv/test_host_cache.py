@@ -224,10 +224,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(
         keys=st.lists(st.one_of(st.none(), st.integers(0, NUM_KEYS - 1)), max_size=4),
-        priority=st.integers(0, 2),
         after=st.one_of(st.none(), st.integers(0, NUM_BLOCKS - 1)),
     )
-    def put(self, keys: list[int | None], priority: int, after: int | None) -> None:
+    def put(self, keys: list[int | None], after: int | None) -> None:
         wanted: list[Key | None] = []
         for key in keys:
             if key is None or (key not in wanted and self._with_key(key) is None):
@@ -241,8 +240,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert len({*blocks}) == len(wanted)
         assert self.held.keys().isdisjoint(blocks)
         for block, own_key in zip(blocks, wanted, strict=True):
-            self.held[block] = Held(own_key, 1, priority, 0)
-        self._use(blocks, priority)
+            self.held[block] = Held(own_key, 1, 0, 0)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), priority=st.integers(0, 2))
