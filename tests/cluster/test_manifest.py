@@ -20,7 +20,7 @@ from app.tenants_file import TenantRecord, TenantsFile, edit_tenants_file
 HOST = "127.0.0.1"
 MANIFEST = Path(__file__).parents[2] / "ops" / "manifests" / "rayservice.yaml"
 BIN = Path(sys.executable).parent
-DEPLOYED_WITHIN_S = 60.0
+DEPLOYED_WITHIN_S = 180.0
 SERVED_WITHIN_S = 240.0
 END_WITHIN_S = 20.0
 
