@@ -116,18 +116,20 @@ async def test_a_fleet_without_engines_says_so_and_comes_back(
     streams = {
         (kind, index): Stream(http, body(kind, index), tenant="streams") for kind, index in answers
     }
-    await asyncio.gather(*(stream.begun() for stream in streams.values()))
+    await asyncio.gather(*(streams["greedy", index].begun() for index in range(2)))
 
     for replica in replicas:
         replica.kill()
 
     _, alive = psutil.wait_procs(cores, timeout=30)
     assert alive == [], "an engine outlives its replica"
+    waiting = [stream for stream in streams.values() if not stream.has_ended]
+    assert any(stream.tokens for stream in waiting)
     health, refused = await unavailable(http)
     assert "no engine" in health["reason"]
     assert refused["code"] == 503
     assert "no engine" in refused["message"]
-    assert not any(stream.has_ended for stream in streams.values())
+    assert not any(stream.has_ended for stream in waiting)
     await fleet_when(
         http,
         lambda fleet: (

@@ -25,7 +25,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.exceptions import GracefulHTTPError, QueueOverflowError
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, SamplingType
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -33,6 +33,7 @@ from vllm.v1.engine import (
     EngineCoreReadyResponse,
     EngineCoreRequest,
     EngineCoreRequestType,
+    FinishReason,
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
@@ -40,6 +41,7 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor import Executor
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -49,6 +51,7 @@ from app.settings import AppArgs
 from deployments import vllm_client, vllm_continuation
 from deployments.engine_order import EXCHANGE, HEARTBEAT
 from deployments.vllm_client import FleetClient
+from deployments.vllm_continuation import engine_wide
 from deployments.vllm_engine import ListeningEngineCore, make_engine_args, one_sentence
 from deployments.vllm_frontend import (
     LOGGING_MODULES,
@@ -221,10 +224,43 @@ def test_requests_and_outputs_have_these_fields() -> None:
         *("request_id", "prompt_token_ids", "sampling_params", "arrival_time", "cache_salt"),
         *("client_index", "priority", "session_id"),
     }
-    assert set(fields(EngineCoreOutput)) >= {"request_id", "new_token_ids", "finish_reason"}
+    assert set(fields(EngineCoreOutput)) >= {
+        *("request_id", "new_token_ids", "finish_reason", "new_logprobs", "prefill_stats"),
+        *("new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "events"),
+    }
     assert "outputs" in fields(EngineCoreOutputs)
     assert "client_index" in parameters(Request)
     assert "extra_args" in SamplingParams.__struct_fields__
+
+
+def test_what_a_continued_request_is_made_of_is_called_so(config: VllmConfig) -> None:
+    """Its logprobs by row, the ends of an answer, and settings that bear on all requests."""
+    assert LogprobsLists._fields[:3] == ("logprob_token_ids", "logprobs", "sampled_token_ranks")
+    assert {reason.name for reason in FinishReason} == {
+        *("STOP", "LENGTH", "ABORT", "ERROR", "REPETITION")
+    }
+    assert engine_wide(config) == frozenset()
+    for name in ("logits_processors", "return_sampling_mask"):
+        assert not getattr(config.model_config, name)
+    assert config.watermark_config is None
+
+
+def test_changed_sampling_parameters_are_a_new_request_of_their_own() -> None:
+    """They are copied with all that vLLM has derived, and what is derived from them anew is so."""
+    drawn = SamplingParams(temperature=0.7, stop_token_ids=[4], max_tokens=9)
+    drawn.update_from_generation_config({"eos_token_id": [2, 3]}, eos_token_id=2)
+    assert drawn.sampling_type is SamplingType.RANDOM
+
+    changed = msgspec.structs.replace(drawn, seed=1, max_tokens=5)
+
+    assert changed.sampling_type is SamplingType.RANDOM_SEED
+    assert (changed.eos_token_id, changed.all_stop_token_ids) == (2, {2, 3, 4})
+    assert (drawn.seed, drawn.max_tokens) == (None, 9)
+
+
+def test_prompt_logprobs_come_with_the_first_tokens() -> None:
+    """So a request without output has had none, and one with output needs no more."""
+    assert "assert not prompt_logprobs_tensors" in inspect.getsource(Scheduler.update_from_output)
 
 
 def test_our_kinds_of_messages_are_none_of_vllms() -> None:

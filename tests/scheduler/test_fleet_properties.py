@@ -12,6 +12,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from hypothesis.stateful import (
 
 from app.settings import FairnessSettings
 from scheduler.admission import AdmitRequest, EngineCapacity, Wishes
-from scheduler.errors import UnknownEngineError
+from scheduler.errors import NoEngineError, UnknownEngineError
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.ledger import Tokens
 from scheduler.policies.catalogue import POLICIES, policy_factory
@@ -75,7 +76,9 @@ class StandInEngine:
         self._finished: list[FinishedRequest] = []
 
     def submit(self, ask: AdmitRequest, priority: int) -> None:
-        self.works[ask.request_id] = Work(ask, priority, next(self._order))
+        work = self.works[ask.request_id] = Work(ask, priority, next(self._order))
+        if ask.output_done:
+            work.prompt_done, work.output_done = ask.prompt_tokens, ask.output_done
         self._moved.add(ask.request_id)
 
     def apply(self, changes: Mapping[str, int]) -> None:
@@ -401,6 +404,27 @@ class RandomHistory(RuleBasedStateMachine):
         engine = self.draw_engine(data)
         del self.engines[engine.engine_id]
         self.fleet.leave(engine.engine_id)
+
+    @precondition(lambda self: len(self.engines) > 1)
+    @rule(data=st.data(), is_heard_first=st.booleans())
+    def requests_of_a_dead_engine_go_on(self, data: st.DataObject, is_heard_first: bool) -> None:  # noqa: FBT001
+        """By their gateways, before or after the router has heard of the engine's end."""
+        dead = self.draw_engine(data)
+        del self.engines[dead.engine_id]
+        if is_heard_first:
+            self.fleet.leave(dead.engine_id)
+        for work in dead.works.values():
+            ask = msgspec.structs.replace(work.ask, output_done=work.output_done)
+            try:
+                placement = self.fleet.admit(ask, frozenset({dead.engine_id}))
+            except NoEngineError:
+                self.draw_engine(data).submit(ask, priority=0)
+                continue
+            if placement is None:
+                self.in_line[ask.request_id] = ask
+            elif placement.engine_id in self.engines:
+                self.engines[placement.engine_id].submit(ask, placement.priority)
+        self.fleet.leave(dead.engine_id)
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data())
