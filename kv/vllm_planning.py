@@ -142,7 +142,8 @@ class SwapPlanning:
         """
         first_block = num_computed_tokens // self._block_tokens
         keys = self._keys(request)
-        if self._keys_loading.intersection(keys[first_block : first_block + 1]):
+        is_loading = self._keys_loading and first_block < len(keys)
+        if is_loading and keys[first_block] in self._keys_loading:
             return None, False  # many may wait for one prefix: told before anything is looked up
         num_kept = self._planner.num_kept_tokens(request.request_id)
         num_found = self._planner.num_found_blocks(keys, first_block)

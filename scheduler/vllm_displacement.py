@@ -189,7 +189,7 @@ class DisplacingScheduler(LoadingScheduler):
         return tables[0] if len(tables) == 1 else list(chain.from_iterable(tables))
 
     def _block_ids(self, request: Request) -> tuple[list[int], ...]:
-        """As vLLM's manager says it, which takes three times as long."""
+        """As vLLM's manager says it, in less than half the time: asked for each victim."""
         return tuple(
             [block.block_id for block in manager.req_to_blocks[request.request_id]]
             for manager in self._managers

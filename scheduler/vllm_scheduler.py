@@ -275,7 +275,7 @@ class FastSwitchScheduler(PinningScheduler):
         return token_s if isfinite(token_s) else 0.0
 
     def _num_computed_blocks(self, request: Request) -> int:
-        return sum(cdiv(request.num_computed_tokens, size) for size in self._block_sizes)
+        return sum([cdiv(request.num_computed_tokens, size) for size in self._block_sizes])
 
     @property
     def _num_usable_blocks(self) -> int:
