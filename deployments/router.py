@@ -202,6 +202,7 @@ class Router:
                 max_num_seqs=card.max_num_seqs,
                 blocks_total=card.num_blocks,
                 block_tokens=card.block_tokens,
+                block_bytes=card.block_bytes,
             ),
         )
         logger.info("Engine %s joined; the fleet has %d", card.engine_id, len(self._cards))

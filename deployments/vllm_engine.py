@@ -44,6 +44,7 @@ from deployments.engine_order import (
 )
 from deployments.messages import EngineCard
 from deployments.vllm_metrics import EngineStats
+from kv.vllm_copying import block_bytes
 from ops.metrics.outlet import Outlet
 from ops.metrics.push import Group
 
@@ -206,7 +207,15 @@ class ListeningEngineCore(EngineCoreProc):
             max_num_seqs=ready.max_num_seqs,
             num_blocks=ready.num_gpu_blocks,
             block_tokens=ready.block_size,
+            block_bytes=self._block_bytes(),
         )
+
+    def _block_bytes(self) -> int:
+        """What a swapped block moves; without anyone to swap nothing does."""
+        if self.vllm_config.kv_transfer_config is None:
+            return 0
+        world_size: int = self.vllm_config.parallel_config.world_size
+        return block_bytes(self.scheduler.kv_cache_config) * world_size
 
 
 class _SilentClient(msgspec.Struct, frozen=True):

@@ -48,6 +48,10 @@ def _switch(name: str) -> Callable[[Numbers], float]:
     return lambda engine: engine["switches"][name]
 
 
+def _bytes(blocks: str) -> Callable[[Numbers], float]:
+    return lambda engine: engine["switches"][blocks] * engine["block_bytes"]
+
+
 def _other_fallbacks(engine: Numbers) -> float:
     switches = engine["switches"]
     return switches["fallbacks"] - switches["unswitchable"] - switches["cheaper_recomputes"]
@@ -149,6 +153,13 @@ _ENGINE_FAMILIES = (
         "KV blocks copied to host memory (out) and back (in).",
         CounterMetricFamily,
         (_Series(_switch("blocks_out"), ("out",)), _Series(_switch("blocks_in"), ("in",))),
+        ("direction",),
+    ),
+    _Family(
+        "fastswitch_engine_swapped_bytes",
+        "Bytes copied to host memory (out) and back (in).",
+        CounterMetricFamily,
+        (_Series(_bytes("blocks_out"), ("out",)), _Series(_bytes("blocks_in"), ("in",))),
         ("direction",),
     ),
     _Family(

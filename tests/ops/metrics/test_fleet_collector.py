@@ -73,7 +73,7 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         service=ServiceWeights(input=1.0, output=2.0),
         limits=FleetLimits(),
     )
-    fleet.join("e1", EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16))
+    fleet.join("e1", EngineCapacity(8, blocks_total=100, block_tokens=16, block_bytes=5))
     fleet.admit(
         AdmitRequest(
             request_id="r1",
@@ -162,10 +162,12 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("fastswitch_engine_swaps_total", {"direction": "in"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "out"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "in"}),
+            ("fastswitch_engine_swapped_bytes_total", {"direction": "out"}),
+            ("fastswitch_engine_swapped_bytes_total", {"direction": "in"}),
             ("fastswitch_engine_recomputed_tokens_total", {}),
             ("fastswitch_engine_swap_stall_seconds_total", {}),
         )
-    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 77, 0.25]
+    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 200, 150, 77, 0.25]
     assert [
         exposed.value(f"fastswitch_engine_{name}_total", engine="e1", **labels)
         for name, labels in (
