@@ -6,12 +6,15 @@ with the engine's name as label, and costs the way to the gateways nothing; a ga
 the requests of all engines. One of the adapters: ``tests/deployments/test_vllm_contract.py``.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
 from vllm.config import VllmConfig
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 # Everything that vLLM's logger takes from an engine's statistics begins so; the rest is counted
 # where requests come in and answers go out.
@@ -71,3 +74,26 @@ class EngineStats:
             self._logger.record(outputs.scheduler_stats, None, engine_idx=self._engine_id)
             outputs.scheduler_stats = None
         return bool(outputs.outputs or outputs.finished_requests or outputs.utility_output)
+
+
+@dataclass(frozen=True, slots=True)
+class VllmFamilies:
+    """vLLM's metrics by the side that shows them."""
+
+    engine: list[Metric]
+    gateway: list[Metric]
+
+
+def vllm_families(vllm_config: VllmConfig) -> VllmFamilies:
+    """What vLLM would count for such an engine. Takes its metrics off this process's registry."""
+    EngineStats(vllm_config, "engine")
+    engine = _registered_families()
+    GatewaySideLogger(vllm_config, [0])
+    gateway = _registered_families()
+    unregister_vllm_metrics()
+    return VllmFamilies(engine, gateway)
+
+
+def _registered_families() -> list[Metric]:
+    families = [each for each in REGISTRY.collect() if each.name.startswith("vllm:")]
+    return sorted(families, key=lambda family: family.name)

@@ -17,6 +17,7 @@ from tests.ops.prometheus import needs_prometheus, promtool
 LASTING_MIN = 40
 STEADY = f"1+0x{LASTING_MIN}"
 ZERO = f"0+0x{LASTING_MIN}"
+FIRING = 'count without (severity, alertstate) (ALERTS{alertstate="firing"})'
 PUSHED = 'push_time_seconds{application="fastswitch",instance="g1",job="gateway"}'
 # A fleet that is well: series as Prometheus would have read them, a sample a minute.
 WELL = {
@@ -115,7 +116,7 @@ def play(folder: Path, series: dict[str, str], expected: dict[str, Any]) -> None
                 ],
                 "promql_expr_test": [
                     {
-                        "expr": 'count without (severity, alertstate) (ALERTS{alertstate="firing"})',
+                        "expr": FIRING,
                         "eval_time": f"{LASTING_MIN - 5}m",
                         "exp_samples": samples,
                     }
