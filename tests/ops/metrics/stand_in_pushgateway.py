@@ -32,6 +32,12 @@ class StandInPushgateway:
     def next_call(self) -> Call:
         return self.calls.get(timeout=PATIENCE_S)
 
+    def call_with(self, text: str, method: str = "PUT") -> Call:
+        """The next call of this kind with ``text`` in it; fails where none comes."""
+        while (call := self.next_call()).method != method or text not in call.body:
+            continue
+        return call
+
 
 @contextmanager
 def stand_in_pushgateway() -> Iterator[StandInPushgateway]:
