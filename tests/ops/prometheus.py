@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from app.ports import free_port
+from tests.cluster.program import wait_until
 
 HOST = "127.0.0.1"
 PATIENCE_S = 60.0
@@ -88,15 +89,22 @@ class Prometheus:
         return body["data"]
 
     def curve(self, query: str, *, back_s: float = 5.0) -> list[Series]:
-        """The query over the last seconds as Grafana asks for it; points that are numbers."""
+        """The query over the last seconds as Grafana asks for it, where it has numbers."""
+        series = [
+            Series(each.labels, [value for value in each.values if math.isfinite(value)])
+            for each in self.points(query, back_s=back_s)
+        ]
+        return [each for each in series if each.values]
+
+    def points(self, query: str, *, back_s: float = 5.0) -> list[Series]:
+        """The same, with a quantile of nothing as the NaN that it is."""
         now_s = time()
         found = self.get("query_range", query=query, start=now_s - back_s, end=now_s, step=1)
         assert found["resultType"] == "matrix"
-        series = [
-            Series(each["metric"], [float(v) for _, v in each["values"] if math.isfinite(float(v))])
+        return [
+            Series(each["metric"], [float(value) for _, value in each["values"]])
             for each in found["result"]
         ]
-        return [each for each in series if each.values]
 
     def now(self, query: str) -> list[Series]:
         found = self.get("query", query=query)
@@ -148,14 +156,19 @@ def _running(program: str, arguments: list[str], ready_url: str) -> Iterator[Non
         [PROGRAMS[program], *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        asyncio.run(soon(lambda: _assert_ready(process, ready_url), f"{program} is ready"))
+        wait_until(
+            lambda: _is_ready(process, ready_url), f"{program} is ready", within_s=PATIENCE_S
+        )
         yield
     finally:
         process.terminate()
         process.wait()
 
 
-def _assert_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    if process.poll() is not None:
-        pytest.fail(f"{process.args!r} ended with status {process.returncode}")
+def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    assert process.poll() is None, f"{process.args!r} ended with status {process.returncode}"
+    return _problem(lambda: _assert_answers(url)) is None
+
+
+def _assert_answers(url: str) -> None:
     assert httpx.get(url).status_code == 200
