@@ -178,7 +178,7 @@ class MetricsSettings(_Settings):
     push_url: str | None = Field(
         default=None, description="A Prometheus Pushgateway, http://HOST:PORT; left out: no push."
     )
-    push_s: float = Field(default=10.0, ge=1, le=3600, description="Seconds between two pushes.")
+    push_s: float = Field(default=10.0, ge=1, le=60, description="Seconds between two pushes.")
     scrape_port: int | None = Field(
         default=None,
         ge=1024,

@@ -20,7 +20,7 @@ logger = logging.getLogger("ray.serve")
 
 TIMEOUT_S = 5.0  # for each wait on the socket
 STOP_S = 2.0  # how long the end of a process may wait for the last word
-MAX_BACK_OFF_S = 60.0
+MAX_WAIT_S = 60.0  # between two pushes, or tries: past it a process counts as gone
 MAX_CORE_SHARE = 0.008  # of one core for pushing: with more to push, pushes come less often
 
 
@@ -49,9 +49,9 @@ class Group:
 class Pace:
     """When to push next.
 
-    After a push in ``every_s``, and later where pushing took so long that it would otherwise cost
-    more than ``MAX_CORE_SHARE`` of a core. After a failure ever later, at random times: the
-    processes of a fleet must not all return to a Pushgateway in the same moment.
+    After a push in ``every_s``, and later (up to ``MAX_WAIT_S``) where pushing took so long that it
+    would otherwise cost more than ``MAX_CORE_SHARE`` of a core. After a failure ever later, at
+    random times: the processes of a fleet must not all return to a Pushgateway in the same moment.
     """
 
     def __init__(self, every_s: float, random: Random) -> None:
@@ -64,14 +64,18 @@ class Pace:
 
     def after_push(self, cpu_s: float) -> float:
         self._num_failures = 0
-        return max(self._every_s, cpu_s / MAX_CORE_SHARE)
+        return max(self._every_s, _affordable_wait_s(cpu_s))
 
     def after_failure(self, cpu_s: float) -> float:
         # Ten doublings are past any back-off.
         self._num_failures = min(self._num_failures + 1, 10)
-        longest_s = min(self._every_s * 2**self._num_failures, MAX_BACK_OFF_S)
+        longest_s = min(self._every_s * 2**self._num_failures, MAX_WAIT_S)
         wait_s = self._random.uniform(longest_s / 2, longest_s)
-        return max(wait_s, self._every_s, cpu_s / MAX_CORE_SHARE)
+        return max(wait_s, self._every_s, _affordable_wait_s(cpu_s))
+
+
+def _affordable_wait_s(cpu_s: float) -> float:
+    return min(cpu_s / MAX_CORE_SHARE, MAX_WAIT_S)
 
 
 class Pusher:

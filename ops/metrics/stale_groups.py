@@ -12,10 +12,10 @@ from urllib.request import urlopen
 from prometheus_client import delete_from_gateway
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.metrics.push import MAX_BACK_OFF_S, TIMEOUT_S, Group, PushTarget
+from ops.metrics.push import MAX_WAIT_S, TIMEOUT_S, Group, PushTarget
 
 PUSH_TIME = b"push_time_seconds{"  # the Pushgateway's own, one of each group
-MIN_STALE_S = 2 * MAX_BACK_OFF_S  # a living process is back after its longest back-off
+MIN_STALE_S = 2 * MAX_WAIT_S  # a living process is back after its longest wait
 SWEEP_EVERY_PUSHES = 6
 
 

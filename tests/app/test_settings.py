@@ -97,6 +97,7 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("fairness", {"update_s": 0.001}),
         ("fairness", {"max_switches_per_s": 0}),
         ("metrics", {"push_s": 0.5}),
+        ("metrics", {"push_s": 61}),
         ("metrics", {"push_s": "often"}),
         ("metrics", {"scrape_port": 80}),
         ("metrics", {"scrape_port": 65_536}),

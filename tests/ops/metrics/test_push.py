@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from app.ports import free_port
 from ops.metrics import push as push_module
-from ops.metrics.push import MAX_BACK_OFF_S, MAX_CORE_SHARE, Group, Pace, Pusher, PushTarget
+from ops.metrics.push import MAX_CORE_SHARE, MAX_WAIT_S, Group, Pace, Pusher, PushTarget
+from ops.metrics.stale_groups import MIN_STALE_S
 from tests.ops.metrics.stand_in_pushgateway import (
     PATIENCE_S,
     StandInPushgateway,
@@ -166,7 +167,7 @@ def test_a_chore_is_done_after_each_push(gateway: StandInPushgateway) -> None:
     assert threads == {"metrics push"}
 
 
-@given(every_s=st.floats(1.0, 3600.0), seed=st.integers(0, 1000), failures=st.integers(1, 40))
+@given(every_s=st.floats(1.0, 60.0), seed=st.integers(0, 1000), failures=st.integers(1, 40))
 def test_failures_are_followed_by_ever_longer_pauses(
     every_s: float, seed: int, failures: int
 ) -> None:
@@ -175,8 +176,8 @@ def test_failures_are_followed_by_ever_longer_pauses(
 
     waits_s = [pace.after_failure(0.0) for _ in range(failures)]
 
-    assert all(every_s <= wait_s <= max(every_s, MAX_BACK_OFF_S) for wait_s in waits_s)
-    longest_s = max(min(every_s * 2**failures, MAX_BACK_OFF_S) / 2, every_s)
+    assert all(every_s <= wait_s <= max(every_s, MAX_WAIT_S) for wait_s in waits_s)
+    longest_s = max(min(every_s * 2**failures, MAX_WAIT_S) / 2, every_s)
     assert waits_s[-1] >= longest_s
     assert pace.after_push(0.0) == every_s
 
@@ -193,7 +194,7 @@ def test_two_processes_do_not_come_back_in_the_same_moment() -> None:
     assert first.first() != second.first()
 
 
-@given(cpu_s=st.floats(0.0, 100.0), fails=st.booleans())
+@given(cpu_s=st.floats(0.0, MAX_WAIT_S * MAX_CORE_SHARE), fails=st.booleans())
 def test_pushing_never_costs_more_than_its_share_of_a_core(cpu_s: float, *, fails: bool) -> None:
     """Many tenants make a push long; then pushes come less often."""
     pace = Pace(10.0, Random(0))
@@ -201,3 +202,8 @@ def test_pushing_never_costs_more_than_its_share_of_a_core(cpu_s: float, *, fail
     wait_s = pace.after_failure(cpu_s) if fails else pace.after_push(cpu_s)
 
     assert cpu_s / (cpu_s + wait_s) < MAX_CORE_SHARE < 0.01
+
+
+def test_a_push_that_takes_very_long_does_not_make_a_process_look_gone() -> None:
+    """However much there is to push, a living process pushes before its group counts as stale."""
+    assert Pace(10.0, Random(0)).after_push(cpu_s=1000.0) == MAX_WAIT_S < MIN_STALE_S
