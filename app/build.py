@@ -20,12 +20,16 @@ from app.devices import has_cuda
 from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args, engine_environment
 from app.models import resolve_model
-from app.settings import AppArgs, FairnessSettings
+from app.settings import AppArgs, FairnessSettings, MetricsSettings
 from app.tenants import open_directory
 from deployments.engine_replica import EngineReplica
 from deployments.gateway import Gateway
 from deployments.router import Router
 from deployments.served import served, served_app
+from ops.metrics.outlet import Outlets
+from ops.metrics.plan import MetricsPlan
+from ops.metrics.push import PushTarget
+from ops.metrics.request_metrics import LatencyGoal
 from scheduler.fleet import FleetLimits, FleetScheduler
 from scheduler.policies.catalogue import policy_factory
 from scheduler.service import ServiceWeights
@@ -41,8 +45,13 @@ def build(args: AppArgs) -> Application:
     vllm_args = engine_args(args, model, on_cuda=on_cuda)
     directory = partial(open_directory, args.tenants_file, args.tenants, args.tenant_defaults)
 
+    metrics = metrics_plan(args.metrics)
+
     router = _deployment("Router", served(Router), num_replicas=1).bind(
-        new_fleet=partial(new_fleet, args.fairness), new_shares=directory, host=args.peer_host
+        new_fleet=partial(new_fleet, args.fairness),
+        new_shares=directory,
+        host=args.peer_host,
+        metrics=metrics,
     )
     engines = _deployment(
         "Engine",
@@ -55,6 +64,7 @@ def build(args: AppArgs) -> Application:
         engine_env=engine_environment(args, on_cuda=on_cuda, num_cores=os.cpu_count() or 1),
         exchange_s=args.exchange_s,
         host=args.peer_host,
+        metrics=metrics,
     )
     return _deployment("Gateway", served_app(Gateway), num_replicas=args.gateways).bind(
         router=router,
@@ -64,6 +74,7 @@ def build(args: AppArgs) -> Application:
         edge=HttpEdge(directory, args.max_body_bytes),
         admit_timeout_s=args.admit_timeout_s,
         continuation_timeout_s=args.continuation_timeout_s,
+        metrics=metrics,
     )
 
 
@@ -83,6 +94,19 @@ def new_fleet(
             max_wait_s=fairness.max_wait_s,
             max_tool_ttl_s=fairness.max_tool_ttl_s,
         ),
+    )
+
+
+def metrics_plan(settings: MetricsSettings) -> MetricsPlan:
+    """What these settings say of metrics, as every process gets it."""
+    push = None
+    if settings.push_url is not None:
+        push = PushTarget(settings.push_url, settings.push_s)
+    return MetricsPlan(
+        Outlets(push, settings.scrape_port),
+        LatencyGoal(settings.good_ttft_s, settings.good_tbt_s),
+        settings.max_tenants,
+        has_vllm=settings.vllm,
     )
 
 

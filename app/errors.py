@@ -20,6 +20,7 @@ AppError
 ├── ServiceLostError       the application was up, stopped serving and was not mended
 ├── ServiceAwayError       a running service was asked and did not answer
 ├── ServiceRefusesError    what answered is no service of ours, or wants a key
+├── DashboardFolderError   dashboards cannot be written to a folder
 ├── ModelFolderError       a model cannot be written to, or served from, a folder
 └── WrongVersionError      an installed package is not the one this code is written for
 
@@ -138,6 +139,17 @@ class ModelFolderError(AppError):
 
     def __str__(self) -> str:
         return f"model folder {self.folder}: {self.problem}"
+
+
+class DashboardFolderError(AppError):
+    """Dashboards cannot be written to a folder."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(folder, problem)
+        self.folder, self.problem = folder, problem
+
+    def __str__(self) -> str:
+        return f"dashboards cannot be written to {self.folder}: {self.problem}"
 
 
 class WrongVersionError(AppError):

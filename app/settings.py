@@ -7,6 +7,7 @@ this model; nothing else reads the environment or a file for settings.
 import json
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -171,6 +172,53 @@ class FairnessSettings(_Settings):
         )
 
 
+class MetricsSettings(_Settings):
+    """What is measured, and where it goes beside every gateway's /metrics."""
+
+    push_url: str | None = Field(
+        default=None, description="A Prometheus Pushgateway, http://HOST:PORT; left out: no push."
+    )
+    push_s: float = Field(default=10.0, ge=1, le=60, description="Seconds between two pushes.")
+    scrape_port: int | None = Field(
+        default=None,
+        ge=1024,
+        le=65_000,
+        description="First port where router and engines can be scraped, each on the next free "
+        "one of its node; left out: they listen nowhere.",
+    )
+    max_tenants: int = Field(
+        default=50,
+        ge=1,
+        le=10_000,
+        description="Tenants with metrics of their own; configured ones always have.",
+    )
+    good_ttft_s: float = Field(
+        default=1.0, gt=0, le=86_400, description="Time to first token that goodput allows."
+    )
+    good_tbt_s: float = Field(
+        default=0.2, gt=0, le=3600, description="Mean time between tokens that goodput allows."
+    )
+    vllm: bool = Field(default=True, description="vLLM's own metrics too.")
+
+    @field_validator("push_url")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        if value is not None and not _is_http_address(value):
+            raise ValueError("http://HOST:PORT is wanted, with no name or password in it")
+        return value
+
+
+def _is_http_address(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        url.port  # noqa: B018  (raises where it is none)
+    except ValueError:
+        return False
+    is_plain = url.username is None and not url.query and not url.fragment
+    is_whole = url.scheme in ("http", "https") and bool(url.hostname)
+    return is_plain and is_whole and value.isascii() and value.isprintable() and " " not in value
+
+
 class AppArgs(_Settings):
     """What ``args:`` of serve_config.yaml may say; anything else is an error."""
 
@@ -225,6 +273,7 @@ class AppArgs(_Settings):
         description="Tenants with API keys; re-read when it changes (see `fastswitch keys`).",
     )
     fairness: FairnessSettings = FairnessSettings()
+    metrics: MetricsSettings = MetricsSettings()
     peer_host: str | None = Field(
         default=None,
         description="Address on which engines and router listen for gateways; left out: the "

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from ops.metrics.outlet import Outlets
+
 # Message kinds beside vLLM's own EngineCoreRequestType, which counts up from zero.
 HEARTBEAT = b"\xf0"  # [client index]: a gateway is alive; the engine answers with ECHO
 ERROR_MARK = "fastswitch-engine-error: "  # before the reason, in the log of an engine that ended
@@ -26,6 +28,9 @@ class EngineOrder(msgspec.Struct, frozen=True):
     host: str
     engine_args: dict[str, Any]
     card_fd: int = -1
+    outlets: Outlets = Outlets()
+    application: str = ""  # named only where there are outlets
+    has_vllm_metrics: bool = False
     client_silence_s: float = 15.0  # a gateway says hello every second; after this its requests end
 
 

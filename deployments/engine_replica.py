@@ -29,8 +29,12 @@ from deployments.engine_order import (
 from deployments.engine_process import EngineProcess
 from deployments.errors import EngineStalledError, RouterAwayError
 from deployments.messages import EngineCard, Join, Leave, Orders, Report
-from deployments.node import new_engine_id, node_address
+from deployments.node import application_name, new_engine_id, node_address
 from deployments.router_link import RouterHandle, RouterLink
+from ops.metrics.outlet import Outlet, process_registry
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import Group
+from ops.metrics.replica_metrics import ReplicaMetrics
 from scheduler.reports import EngineProgress
 
 logger = logging.getLogger("ray.serve")
@@ -50,12 +54,17 @@ class EngineReplica:
         engine_env: Mapping[str, str],
         exchange_s: float,
         host: str | None = None,
+        metrics: MetricsPlan = PLAIN_PLAN,
     ) -> None:
         self._router = RouterLink(router)
         self._engine_args = dict(engine_args)
         self._engine_env = dict(engine_env)
         self._exchange_s = exchange_s
         self._host = host
+        self._plan = metrics
+        self._engine_id = new_engine_id()
+        self._metrics = ReplicaMetrics(self._engine_id)
+        self._outlet: Outlet | None = None
         self._checkpoint: bytes | None = None
         self._process: EngineProcess | None = None
         self._line: EngineLine | None = None
@@ -69,7 +78,7 @@ class EngineReplica:
             EngineStartError: the process ended before it was ready.
         """
         host = self._host or node_address()
-        order = EngineOrder(new_engine_id(), host, self._engine_args)
+        order = self._make_order(host)
         self._process = EngineProcess(order, {**self._engine_env, "VLLM_HOST_IP": host})
         card = await self._process.ready()
         self._line = EngineLine(card)
@@ -77,6 +86,8 @@ class EngineReplica:
         await self._router.connect()
         self._last_progress_s = time.monotonic()
         self._life = asyncio.create_task(self._exchange_forever(card, self._line), name="exchange")
+        if order.application:
+            self._open_outlet(order)
 
     async def check_health(self) -> None:
         """Forward progress, not just a process. Serve replaces the replica when this raises."""
@@ -97,20 +108,43 @@ class EngineReplica:
             with contextlib.suppress(RouterAwayError):
                 await self._router.call(Leave(self._process.engine_id), timeout_s=0.5)
             await self._process.stop()
+        if self._outlet is not None:
+            await asyncio.to_thread(self._outlet.close)
         if self._line is not None:
             self._line.close()
         self._router.close()
+
+    def _make_order(self, host: str) -> EngineOrder:
+        outlets = self._plan.outlets
+        return EngineOrder(
+            self._engine_id,
+            host,
+            self._engine_args,
+            outlets=outlets,
+            application=application_name() if outlets.is_any else "",
+            # Nobody would read them where they have no outlet.
+            has_vllm_metrics=self._plan.has_vllm and outlets.is_any,
+        )
+
+    def _open_outlet(self, order: EngineOrder) -> None:
+        registry = process_registry(self._metrics)
+        group = Group("engine_replica", order.engine_id, order.application)
+        self._outlet = Outlet(registry, order.outlets, group, order.host)
+        self._outlet.open()
 
     async def _exchange_forever(self, card: EngineCard, line: "EngineLine") -> None:
         orders = Orders(priorities={}, want_join=True)
         last_step = -1
         while True:
+            asked_s = time.monotonic()
             try:
                 progress = await line.exchange(orders)
             except TimeoutError:
                 continue  # a long step; check_health decides when it is too long
+            self._metrics.exchanged(time.monotonic() - asked_s)
             if progress.step != last_step or progress.num_running == 0:
                 last_step, self._last_progress_s = progress.step, time.monotonic()
+                self._metrics.progressed()
             orders = await self._report(card, progress, want_join=orders.want_join)
             await asyncio.sleep(self._exchange_s)
 
@@ -125,6 +159,7 @@ class EngineReplica:
         try:
             orders = await self._router.call(message, timeout_s=REPLY_S)
         except RouterAwayError:
+            self._metrics.router_missed()
             # Whoever answers next may never have heard of us.
             return Orders(priorities={}, want_join=True)
         assert isinstance(orders, Orders)

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import REGISTRY
@@ -16,9 +17,12 @@ from starlette.types import ASGIApp
 
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
-from deployments.node import new_client_index
+from deployments.node import application_name, new_client_index
 from deployments.router_link import RouterHandle
 from ops.metrics.fleet_collector import FleetCollector
+from ops.metrics.outlet import Outlet
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import Group
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
 
@@ -63,6 +67,7 @@ class Gateway:
         edge: Edge,
         admit_timeout_s: float,
         continuation_timeout_s: float,
+        metrics: MetricsPlan = PLAIN_PLAN,
         engines: object | None = None,
     ) -> None:
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
@@ -72,8 +77,11 @@ class Gateway:
         self._continuation_timeout_s = continuation_timeout_s
         self._client: FleetClient | None = None
         self._is_built = False
-        labels = TenantLabels(edge.named_tenants())
-        self._request_metrics = RequestMetrics(f"gateway-{self._client_index:x}", labels)
+        self._name = f"gateway-{self._client_index:x}"
+        self._metrics = metrics
+        self._outlet: Outlet | None = None
+        labels = TenantLabels(edge.named_tenants(), metrics.max_tenants)
+        self._request_metrics = RequestMetrics(self._name, labels, metrics.goal)
         self._fleet_metrics = FleetCollector(labels)
 
     async def build(self) -> ASGIApp:
@@ -94,13 +102,19 @@ class Gateway:
         )
         cards = await self._fleet.start()
         adopt_ready(vllm_config, cards[0].ready)
-        self._llm = FleetLLM(vllm_config, self._client)
+        self._llm = FleetLLM(vllm_config, self._client, has_metrics=self._metrics.has_vllm)
         app = await build_api(self._llm, make_server_args(self._engine_args, self._api_args))
         REGISTRY.register(self._request_metrics)
         REGISTRY.register(self._fleet_metrics)
         self._metrics_task = asyncio.create_task(self._follow_fleet(), name="fleet metrics")
+        self._open_outlet()
         self._is_built = True
         return self._edge.dress(app, self)
+
+    async def stop(self) -> None:
+        """Take back what was pushed; the engines see by the closed connections that we are gone."""
+        if self._outlet is not None:
+            await asyncio.to_thread(self._outlet.close)
 
     async def check_health(self) -> None:
         """Raises when this gateway cannot serve; Serve then replaces it."""
@@ -124,6 +138,14 @@ class Gateway:
     def tools_called(self, tenant: str, conversation: str, tools: list[str]) -> None:
         """A turn of this conversation has ended with calls of these tools."""
         self._fleet.tools_called(tenant, conversation, tools)
+
+    def _open_outlet(self) -> None:
+        if self._metrics.outlets.push is None:
+            return  # to be scraped there is /metrics
+        group = Group("gateway", self._name, application_name())
+        outlets = replace(self._metrics.outlets, scrape_port=None)
+        self._outlet = Outlet(REGISTRY, outlets, group, host="")
+        self._outlet.open()
 
     async def _follow_fleet(self) -> None:
         while True:

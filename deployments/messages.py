@@ -20,6 +20,7 @@ class EngineCard(msgspec.Struct, array_like=True, frozen=True):
     max_num_seqs: int
     num_blocks: int
     block_tokens: int
+    block_bytes: int = 0  # of all its layers and GPUs
 
 
 class Request(msgspec.Struct, tag=True, array_like=True, frozen=True):

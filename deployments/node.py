@@ -3,6 +3,7 @@
 import secrets
 
 import ray
+from ray import serve
 
 
 def node_address() -> str:
@@ -11,6 +12,16 @@ def node_address() -> str:
     return next(
         str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == node_id
     )
+
+
+def application_name() -> str:
+    """The Serve application that this replica is part of."""
+    return serve.get_replica_context().app_name
+
+
+def new_router_id() -> str:
+    """A name no other router has had."""
+    return f"router-{secrets.token_hex(4)}"
 
 
 def new_engine_id() -> str:

@@ -37,8 +37,13 @@ from deployments.messages import (
     ToolsCalled,
     request_decoder,
 )
-from deployments.node import node_address
+from deployments.node import application_name, new_router_id, node_address
 from deployments.wire import Endpoint, RpcServer
+from ops.metrics.outlet import Outlet, process_registry
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import Group
+from ops.metrics.router_metrics import RouterMetrics
+from ops.metrics.stale_groups import StaleGroups
 from scheduler.admission import EngineCapacity
 from scheduler.errors import NoEngineError, NotFreshError, QuotaExceededError
 from scheduler.fleet import FleetCheckpoint, FleetScheduler
@@ -75,6 +80,7 @@ class Router:
         new_shares: Callable[[], TenantShares],
         host: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        metrics: MetricsPlan = PLAIN_PLAN,
     ) -> None:
         self._fleet = new_fleet()
         self._shares = new_shares()
@@ -85,6 +91,9 @@ class Router:
         self._checkpoint_due_s: dict[str, float] = {}
         self._in_line: dict[str, bytes] = {}  # who asked, by request
         self._gateways_heard_s: dict[bytes, float] = {}
+        self._outlets = metrics.outlets
+        self._metrics = RouterMetrics()
+        self._outlet: Outlet | None = None
         self._now_s = clock
         self._started_s = clock()
         self._answers: dict[type[Request], Callable[..., Reply]] = {
@@ -106,11 +115,15 @@ class Router:
             asyncio.create_task(self._server.serve(), name="router calls"),
             asyncio.create_task(self._keep_house(), name="router housekeeping"),
         ]
+        if self._outlets.is_any:
+            self._open_outlet()
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         self._server.close()
+        if self._outlet is not None:
+            await asyncio.to_thread(self._outlet.close)
 
     async def check_health(self) -> None:
         """Serve replaces the router when this raises: a dead task would hang every caller."""
@@ -124,15 +137,16 @@ class Router:
 
     def _answer(self, caller: bytes, payload: bytes) -> Reply:
         request = request_decoder.decode(payload)
-        match request:
-            case Admit():
-                reply = self._admit(caller, request)
-            case Hello():
-                self._gateways_heard_s[caller] = self._now_s()
-                reply = self._directory(request)
-            case _:
-                reply = self._answers[type(request)](request)
-        self._tell_called()
+        with self._metrics.answering(type(request).__name__.lower()):
+            match request:
+                case Admit():
+                    reply = self._admit(caller, request)
+                case Hello():
+                    self._gateways_heard_s[caller] = self._now_s()
+                    reply = self._directory(request)
+                case _:
+                    reply = self._answers[type(request)](request)
+            self._tell_called()
         return reply
 
     def _tell_called(self) -> None:
@@ -188,6 +202,7 @@ class Router:
                 max_num_seqs=card.max_num_seqs,
                 blocks_total=card.num_blocks,
                 block_tokens=card.block_tokens,
+                block_bytes=card.block_bytes,
             ),
         )
         logger.info("Engine %s joined; the fleet has %d", card.engine_id, len(self._cards))
@@ -247,6 +262,21 @@ class Router:
                 if now - heard_s > ENGINE_SILENCE_S:
                     self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
             self._drop_silent_gateways(now)
+            self._metrics.num_engines = len(self._cards)
+            self._metrics.num_gateways = len(self._gateways_heard_s)
+            self._metrics.num_in_line = len(self._in_line)
+
+    def _open_outlet(self) -> None:
+        application, push = application_name(), self._outlets.push
+        self._outlet = Outlet(
+            process_registry(self._metrics),
+            self._outlets,
+            Group("router", new_router_id(), application),
+            self._host or node_address(),
+            # One process per application looks after what crashed ones left: there is one router.
+            after_push=StaleGroups(push, application).sweep if push else lambda: None,
+        )
+        self._outlet.open()
 
     def _drop_silent_gateways(self, now: float) -> None:
         """Nobody would send what waits in line for a gateway that is gone."""

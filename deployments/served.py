@@ -39,12 +39,15 @@ def served(cls: Any) -> type:
 
 
 def served_app(cls: Any) -> type:
-    """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment."""
+    """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment. Stopped as above."""
 
     class ServedApp(cls):
         async def __serve_build_asgi_app__(self) -> ASGIApp:
             keep_replica_port_to_node()
             return await self.build()
+
+        async def __del__(self) -> None:
+            await self.stop()
 
     ServedApp.__name__ = ServedApp.__qualname__ = cls.__name__
     wrapped: type = serve.ingress()(ServedApp)

@@ -271,6 +271,7 @@ class FleetClient(EngineCoreClient):
 
     async def _send_somewhere(self, owned: OwnedRequest) -> None:
         link, priority = await self._fleet.place(owned.admit)
+        owned.meter.placed(time.monotonic())
         request = owned.to_send()
         if self._owned.get(request.request_id) is not owned:
             # Aborted while it waited for its place: no engine shall work for nobody.

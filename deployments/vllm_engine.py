@@ -5,7 +5,7 @@ Run as ``python -m deployments.vllm_engine`` by the EngineReplica, which writes 
 process ends when that input closes. vLLM's own core process connects to frontends that are
 known when it starts; this one listens instead, so that gateways come and go. Nothing else of
 the core is changed: requests, outputs and their encoding are vLLM's own, one message per step
-and client. This and ``vllm_frontend`` are the only modules here that touch vLLM's private
+and client. This and its ``vllm_`` siblings are the only modules here that touch vLLM's private
 surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import zmq
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -42,6 +43,10 @@ from deployments.engine_order import (
     Exchange,
 )
 from deployments.messages import EngineCard
+from deployments.vllm_metrics import EngineStats
+from kv.vllm_copying import block_bytes
+from ops.metrics.outlet import Outlet
+from ops.metrics.push import Group
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ class ListeningEngineCore(EngineCoreProc):
             local_client=True,
             handshake_address="",
             executor_class=Executor.get_class(vllm_config),
-            log_stats=False,
+            log_stats=order.has_vllm_metrics,
         )
 
     @contextmanager
@@ -108,11 +113,15 @@ class ListeningEngineCore(EngineCoreProc):
     ) -> None:
         """Output thread: each step's outputs to the clients they belong to."""
         encode = MsgpackEncoder().encode
+        config, order = self.vllm_config, self._order
+        stats = EngineStats(config, order.engine_id) if order.has_vllm_metrics else None
         while True:
             item = self.output_queue.get()
             if item == EngineCoreProc.ENGINE_CORE_DEAD:
                 return  # clients see the connection close
             client_index, outputs = item
+            if stats and isinstance(outputs, EngineCoreOutputs) and not stats.keep(outputs):
+                continue
             frames = encode(outputs) if isinstance(outputs, EngineCoreOutputs) else [outputs]
             self._outputs.send_multipart([wire.client_identity(client_index), *frames], copy=False)
 
@@ -198,7 +207,15 @@ class ListeningEngineCore(EngineCoreProc):
             max_num_seqs=ready.max_num_seqs,
             num_blocks=ready.num_gpu_blocks,
             block_tokens=ready.block_size,
+            block_bytes=self._block_bytes(),
         )
+
+    def _block_bytes(self) -> int:
+        """What a swapped block moves; without anyone to swap nothing does."""
+        if self.vllm_config.kv_transfer_config is None:
+            return 0
+        world_size: int = self.vllm_config.parallel_config.world_size
+        return block_bytes(self.scheduler.kv_cache_config) * world_size
 
 
 class _SilentClient(msgspec.Struct, frozen=True):
@@ -238,9 +255,13 @@ def run(order: EngineOrder) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _tell_parent(order.card_fd, core.card)
+    group = Group("engine", order.engine_id, order.application)
+    outlet = Outlet(REGISTRY, order.outlets, group, order.host)
+    outlet.open()
     try:
         core.run_busy_loop()
     finally:
+        outlet.close()
         core.shutdown()
 
 

@@ -1,9 +1,9 @@
 """vLLM's own API server, over the fleet: its app, its AsyncLLM, our engine client.
 
 Owns how vLLM's frontend is put together in a gateway and which of its routes are served. All
-protocol code (OpenAI, Anthropic, tools, structured output, streaming) is vLLM's. This module,
-``vllm_client`` and ``vllm_engine`` are the only ones of the deployments that touch vLLM's
-private surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
+protocol code (OpenAI, Anthropic, tools, structured output, streaming) is vLLM's. This module
+and its ``vllm_`` siblings are the only ones of the deployments that touch vLLM's private surfaces;
+``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.executor import Executor
 
 from deployments.vllm_client import FleetClient
+from deployments.vllm_metrics import GatewaySideLogger
 
 # Everything else vLLM's app has (profiling, scaling, LoRA loading, SageMaker's doubles ...) stays
 # closed: an operator's tools have no place on the users' port.
@@ -75,13 +76,17 @@ class _RefusalsLeftOut(logging.Filter):
 class FleetLLM(AsyncLLM):
     """vLLM's AsyncLLM with the fleet in the place of its one engine."""
 
-    def __init__(self, vllm_config: VllmConfig, client: FleetClient) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, client: FleetClient, *, has_metrics: bool = False
+    ) -> None:
         with _client_made_beforehand(client):
             super().__init__(
                 vllm_config=vllm_config,
                 executor_class=Executor,
                 log_stats=False,
                 log_requests=False,
+                # Brings vLLM to count, where its own switch would print every step as well.
+                stat_loggers=[GatewaySideLogger] if has_metrics else None,
             )
         self.client = client
         self._aborts: set[asyncio.Task[None]] = set()

@@ -47,3 +47,4 @@ class EngineCapacity(msgspec.Struct, array_like=True, frozen=True):
     max_num_seqs: int
     blocks_total: int
     block_tokens: int
+    block_bytes: int = 0  # what a swapped block moves

@@ -119,6 +119,7 @@ class FairnessView:
             "blocks_total": latest.blocks_total or engine.capacity.blocks_total,
             "host_blocks_used": latest.host_blocks_used,
             "host_blocks_total": latest.host_blocks_total,
+            "block_bytes": engine.capacity.block_bytes,
             "switches": msgspec.structs.asdict(latest.switches),
         }
 

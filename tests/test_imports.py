@@ -15,6 +15,7 @@ PACKAGES = ("app", "deployments", "scheduler", "kv", "ops")
 ALLOWED = {
     "app": ("app.*", "deployments.*", "scheduler.*", "kv.*", "ops.metrics.*"),
     "app.cli.bench": ("app.*", "ops.bench.*"),
+    "app.cli.dashboards": ("app.*", "ops.dashboards.*"),
     "deployments": ("deployments.*", "scheduler.*", "kv.*", "ops.metrics.*"),
     "scheduler": ("scheduler.*",),
     "kv": ("kv.*",),

@@ -50,6 +50,7 @@ BENCHES = (
     Bench("fairness", "ops.bench.fairness", "a quiet tenant beside a neighbour that floods"),
     Bench("scenarios", "ops.bench.scenarios", "five standard scenarios against fixed limits"),
     Bench("policies", "ops.bench.policies", "one contended load under each policy, as pictures"),
+    Bench("push", "ops.bench.push", "pushing metrics of many tenants"),
     Bench("swap", "ops.bench.swap", "the speed of swaps against one plain copy"),
     Bench("router", "ops.bench.router", "the router's own work, with many requests and engines"),
     Bench("schedule", "ops.bench.schedule", "our part of a scheduling step"),

@@ -46,6 +46,7 @@ COMMANDS = (
     Command("doctor", "app.cli.doctor", "check this machine and say what to fix"),
     Command("keys", "app.cli.keys", "make, list and revoke tenants' API keys"),
     Command("top", "app.cli.top", "watch a running service: tenants, shares, engines, swaps"),
+    Command("dashboards", "app.cli.dashboards", "write Grafana dashboards and alert rules"),
     Command("bench", "app.cli.bench", "measure this machine against plain vLLM"),
 )
 

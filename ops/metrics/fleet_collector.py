@@ -6,7 +6,7 @@ call over the network, which a scrape's plain function cannot wait for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.core import (
@@ -46,6 +46,10 @@ def _number(name: str) -> Callable[[Numbers], float]:
 
 def _switch(name: str) -> Callable[[Numbers], float]:
     return lambda engine: engine["switches"][name]
+
+
+def _bytes(blocks: str) -> Callable[[Numbers], float]:
+    return lambda engine: engine["switches"][blocks] * engine["block_bytes"]
 
 
 def _other_fallbacks(engine: Numbers) -> float:
@@ -149,6 +153,13 @@ _ENGINE_FAMILIES = (
         "KV blocks copied to host memory (out) and back (in).",
         CounterMetricFamily,
         (_Series(_switch("blocks_out"), ("out",)), _Series(_switch("blocks_in"), ("in",))),
+        ("direction",),
+    ),
+    _Family(
+        "fastswitch_engine_swapped_bytes",
+        "Bytes copied to host memory (out) and back (in).",
+        CounterMetricFamily,
+        (_Series(_bytes("blocks_out"), ("out",)), _Series(_bytes("blocks_in"), ("in",))),
         ("direction",),
     ),
     _Family(
@@ -265,6 +276,8 @@ _ENGINE_FAMILIES = (
     ),
 )
 
+RENEW_UPDATES = 300  # tenants' labels go to who is served most every ten minutes
+
 # Upper bounds in seconds, as Prometheus writes them.
 _LOAD_WAIT_BUCKETS = (
     ("0.001", "load_waits_1ms"),
@@ -275,84 +288,170 @@ _LOAD_WAIT_BUCKETS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is shown until the next snapshot; collected by threads, so it changes as a whole."""
+
+    is_router_up: bool = False
+    tenants: Mapping[str, Numbers] = field(default_factory=dict)
+    totals: Numbers = field(default_factory=dict)
+    engines: Mapping[str, Numbers] = field(default_factory=dict)
+    service_gap: float = 0.0
+
+
 class FleetCollector(Collector):
     """The newest snapshot as metrics. Before the first, only that the router is away."""
 
     def __init__(self, labels: TenantLabels) -> None:
         self._labels = labels
-        self._tenants: Mapping[str, Numbers] = {}
-        self._totals: Numbers = {}
-        self._engines: Mapping[str, Numbers] = {}
-        self._is_router_up = False
+        self._rest = _Rest()
+        self._num_updates = 0
+        self._service_at_renewal: Mapping[str, float] = {}
+        self._shown = _Shown()
 
     def update(self, snapshot: Snapshot, *, is_router_up: bool) -> None:
         """Show these numbers from now on; while the router is away, its last ones."""
         # All of them are missing before the router's first answer.
-        self._tenants = snapshot.get("tenants", {})
-        self._totals = snapshot.get("totals", {})
-        self._engines = snapshot.get("engines", {})
-        self._is_router_up = is_router_up
+        tenants: Mapping[str, Numbers] = snapshot.get("tenants", {})
+        totals: Numbers = snapshot.get("totals", {})
+        if totals:
+            self._renew_labels(tenants)
+        self._shown = _Shown(
+            is_router_up,
+            self._labelled(tenants, totals),
+            totals,
+            snapshot.get("engines", {}),
+            _service_gap(tenants),
+        )
 
     def collect(self) -> Iterator[Metric]:
+        shown = self._shown
         yield GaugeMetricFamily(
             "fastswitch_router_up",
             "Whether the router answers; if not, the fleet's numbers are the last known.",
-            value=self._is_router_up,
+            value=shown.is_router_up,
         )
-        tenants = self._labelled_tenants()
         for family in _TENANT_FAMILIES:
-            yield _metric(family, "tenant", tenants)
-        yield self._weights()
+            yield _metric(family, "tenant", shown.tenants)
+        yield _weights(shown.tenants)
+        yield _fleet_requests(shown.totals)
+        yield _fleet_service_gap(shown)
         for family in _ENGINE_FAMILIES:
-            yield _metric(family, "engine", self._engines)
-        yield self._load_waits()
+            yield _metric(family, "engine", shown.engines)
+        yield _load_waits(shown.engines)
 
-    def _load_waits(self) -> Metric:
-        family = HistogramMetricFamily(
-            "fastswitch_engine_load_wait_seconds",
-            "From when KV is wanted back from host memory until it is there.",
-            labels=("engine",),
-        )
-        for name, engine in self._engines.items():
-            switches = engine["switches"]
-            buckets = [(bound, switches[count]) for bound, count in _LOAD_WAIT_BUCKETS]
-            family.add_metric((name,), buckets, sum_value=switches["load_wait_s"])
-        return family
+    def _renew_labels(self, tenants: Mapping[str, Numbers]) -> None:
+        self._num_updates += 1
+        if self._num_updates % RENEW_UPDATES:
+            return
+        service = {name: tenant["service"] for name, tenant in tenants.items()}
+        before, self._service_at_renewal = self._service_at_renewal, service
+        self._labels.renew({name: service[name] - before.get(name, 0.0) for name in service})
 
-    def _labelled_tenants(self) -> Mapping[str, Numbers]:
+    def _labelled(self, tenants: Mapping[str, Numbers], totals: Numbers) -> Mapping[str, Numbers]:
         # While there are labels to give, those served most come first.
-        names = sorted(self._tenants, key=lambda name: -self._tenants[name]["service"])
-        own = {name: self._tenants[name] for name in names if self._labels.label(name) == name}
-        if len(own) == len(names):
+        names = sorted(tenants, key=lambda name: -tenants[name]["service"])
+        own = {name: tenants[name] for name in names if self._labels.label(name) == name}
+        if len(own) == len(names) and not self._rest.is_shown:
             return own
-        return {**own, REST: self._rest(own)}
+        return {**own, REST: self._rest.numbers(own, tenants, totals)}
 
-    def _rest(self, own: Mapping[str, Numbers]) -> Numbers:
-        """What the tenants in ``own`` leave of the totals.
 
-        Not the sum of the others: the snapshot lists only so many of them, and a sum that falls
-        when one leaves the list looks to Prometheus like a counter that began again at 0.
-        """
-        rest = {
-            name: self._totals[name] - sum(tenant[name] for tenant in own.values())
-            for name in ("service", "prompt_tokens", "output_tokens", "running", "waiting")
+class _Rest:
+    """What the tenants without a label of their own have together.
+
+    Not the sum of them: the snapshot lists only so many, and a sum that falls when one leaves
+    the list, or is given a label, looks to Prometheus like a counter that began again at 0. So
+    the counters go on from what they were, by what the totals gained and those with labels did
+    not.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, float] = {}
+        self._totals: Numbers = {}
+        self._tenants: Mapping[str, Numbers] = {}
+
+    @property
+    def is_shown(self) -> bool:
+        return bool(self._counts)
+
+    def numbers(
+        self, own: Mapping[str, Numbers], tenants: Mapping[str, Numbers], totals: Numbers
+    ) -> Numbers:
+        for name in ("service", "prompt_tokens", "output_tokens"):
+            gained = totals[name] - self._totals.get(name, 0.0)
+            gained -= sum(tenant[name] - self._before(label, name) for label, tenant in own.items())
+            # A counter that falls in its last binary digit begins again too.
+            gained = max(round(gained, 6), 0.0)
+            self._counts[name] = round(self._counts.get(name, 0.0) + gained, 6)
+        self._totals, self._tenants = totals, tenants
+        others = [tenants[name] for name in tenants.keys() - own.keys()]
+        service = totals["service"]
+        unowned = service - sum(tenant["service"] for tenant in own.values())
+        return {
+            **self._counts,
+            **{
+                name: totals[name] - sum(tenant[name] for tenant in own.values())
+                for name in ("running", "waiting")
+            },
+            "service_share": max(unowned, 0.0) / service if service else 0.0,
+            "entitled_share": sum(tenant["entitled_share"] for tenant in others),
         }
-        # So does one that falls in its last binary digit.
-        rest["service"] = round(rest["service"], 6)
-        service = self._totals["service"]
-        rest["service_share"] = rest["service"] / service if service else 0.0
-        others = (self._tenants[name] for name in self._tenants.keys() - own.keys())
-        rest["entitled_share"] = sum(tenant["entitled_share"] for tenant in others)
-        return rest
 
-    def _weights(self) -> Metric:
-        family = GaugeMetricFamily(
-            "fastswitch_tenant_weight", "A tenant's weight among the others.", labels=("tenant",)
-        )
-        for name, numbers in self._tenants.items():
-            if self._labels.label(name) != REST:
-                family.add_metric((name,), numbers["weight"])
-        return family
+    def _before(self, label: str, name: str) -> float:
+        return self._tenants[label][name] if label in self._tenants else 0.0
+
+
+def _service_gap(tenants: Mapping[str, Numbers]) -> float:
+    counters = [tenant["counter"] for tenant in tenants.values() if tenant["waiting"]]
+    return max(counters) - min(counters) if counters else 0.0
+
+
+def _weights(tenants: Mapping[str, Numbers]) -> Metric:
+    family = GaugeMetricFamily(
+        "fastswitch_tenant_weight", "A tenant's weight among the others.", labels=("tenant",)
+    )
+    for name, numbers in tenants.items():
+        if name != REST:
+            family.add_metric((name,), numbers["weight"])
+    return family
+
+
+def _fleet_requests(totals: Numbers) -> Metric:
+    family = GaugeMetricFamily(
+        "fastswitch_fleet_requests",
+        "Requests of the whole fleet now: running, waiting on an engine, or in the router's line.",
+        labels=("state",),
+    )
+    if totals:
+        family.add_metric(("running",), totals["running"])
+        family.add_metric(("waiting",), totals["waiting"] - totals["in_line"])
+        family.add_metric(("in_line",), totals["in_line"])
+    return family
+
+
+def _fleet_service_gap(shown: _Shown) -> Metric:
+    family = GaugeMetricFamily(
+        "fastswitch_fleet_service_gap",
+        "By how much the policy's counters of two tenants with waiting requests differ at most, "
+        "in service per weight; 0 where the policy keeps none.",
+    )
+    if shown.totals:
+        family.add_metric((), shown.service_gap)
+    return family
+
+
+def _load_waits(engines: Mapping[str, Numbers]) -> Metric:
+    family = HistogramMetricFamily(
+        "fastswitch_engine_load_wait_seconds",
+        "From when KV is wanted back from host memory until it is there.",
+        labels=("engine",),
+    )
+    for name, engine in engines.items():
+        switches = engine["switches"]
+        buckets = [(bound, switches[count]) for bound, count in _LOAD_WAIT_BUCKETS]
+        family.add_metric((name,), buckets, sum_value=switches["load_wait_s"])
+    return family
 
 
 def _metric(family: _Family, whose: str, members: Mapping[str, Numbers]) -> Metric:

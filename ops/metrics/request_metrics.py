@@ -8,7 +8,8 @@ bucket and several times as long per observation.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client.core import (
@@ -24,6 +25,17 @@ from ops.metrics.tenant_labels import TenantLabels
 
 TTFT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TBT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+PLACE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+COMPLETED = frozenset({"stop", "length"})
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyGoal:
+    """What a request has to keep to be a good one: goodput counts no others."""
+
+    ttft_s: float = 1.0
+    tbt_s: float = 0.2  # the mean of the request's own
 
 
 class _Times:
@@ -50,9 +62,12 @@ class _Tally:
     """What has been counted under one tenant's label."""
 
     __slots__ = (
+        "good_output_tokens",
+        "good_requests",
         "in_flight",
         "outcomes",
         "output_tokens",
+        "placing",
         "prompt_tokens",
         "rejections",
         "tbt",
@@ -61,6 +76,9 @@ class _Tally:
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.good_requests = 0
+        self.good_output_tokens = 0
+        self.placing = _Times(PLACE_BOUNDS_S)
         self.outcomes: Counter[str] = Counter()
         self.rejections: Counter[str] = Counter()
         self.prompt_tokens = 0
@@ -72,25 +90,45 @@ class _Tally:
 class RequestMeter:
     """One request, from its start to its end. ``finished`` is called once and is the last."""
 
-    __slots__ = ("_has_tokens", "_last_s", "_tally")
+    __slots__ = (
+        "_first_s",
+        "_goal",
+        "_is_placed",
+        "_last_s",
+        "_num_tokens",
+        "_started_s",
+        "_tally",
+    )
 
-    def __init__(self, tally: _Tally, started_s: float) -> None:
+    def __init__(self, tally: _Tally, goal: LatencyGoal, started_s: float) -> None:
         self._tally = tally
-        self._last_s = started_s
-        self._has_tokens = False
+        self._goal = goal
+        self._started_s = self._first_s = self._last_s = started_s
+        self._num_tokens = 0
+        self._is_placed = False
+
+    def placed(self, now_s: float) -> None:
+        """The request has an engine: what it waited until now it waited for the router.
+
+        Counts the first time; another engine later is no wait of the router's line.
+        """
+        if not self._is_placed:
+            self._tally.placing.observe(now_s - self._started_s)
+            self._is_placed = True
 
     def tokens(self, count: int, now_s: float) -> None:
         """``count`` tokens came together: one gap, and none between them."""
         if not count:
             return
-        tally, elapsed_s = self._tally, now_s - self._last_s
-        if self._has_tokens:
-            tally.tbt.observe(elapsed_s)
+        tally = self._tally
+        if self._num_tokens:
+            tally.tbt.observe(now_s - self._last_s)
         else:
-            tally.ttft.observe(elapsed_s)
-            self._has_tokens = True
+            tally.ttft.observe(now_s - self._started_s)
+            self._first_s = now_s
         tally.tbt.counts[0] += count - 1
         tally.output_tokens += count
+        self._num_tokens += count
         self._last_s = now_s
 
     def rejected(self, limit: str) -> None:
@@ -99,20 +137,32 @@ class RequestMeter:
 
     def finished(self, outcome: str) -> None:
         """``outcome`` is vLLM's finish reason (stop, length, abort, error ...), or rejected."""
-        self._tally.in_flight -= 1
-        self._tally.outcomes[outcome] += 1
+        tally = self._tally
+        tally.in_flight -= 1
+        tally.outcomes[outcome] += 1
+        if outcome in COMPLETED and self._num_tokens and self._keeps_goal():
+            tally.good_requests += 1
+            tally.good_output_tokens += self._num_tokens
+
+    def _keeps_goal(self) -> bool:
+        gaps_s, num_gaps = self._last_s - self._first_s, self._num_tokens - 1
+        return (
+            self._first_s - self._started_s <= self._goal.ttft_s
+            and gaps_s <= num_gaps * self._goal.tbt_s
+        )
 
 
 class RequestMetrics(Collector):
-    """All requests of one gateway, by tenant. Used from one event loop.
+    """All requests of one gateway, by tenant. Counted on one event loop, collected on any thread.
 
     Every metric has the label ``gateway``: behind one address, scrapes reach now this gateway
     and now that one, whose counts must not pass for each other's.
     """
 
-    def __init__(self, gateway: str, labels: TenantLabels) -> None:
+    def __init__(self, gateway: str, labels: TenantLabels, goal: LatencyGoal | None = None) -> None:
         self._gateway = gateway
         self._labels = labels
+        self._goal = goal or LatencyGoal()
         self._tallies: dict[str, _Tally] = {}
 
     def started(self, tenant: str, prompt_tokens: int, now_s: float) -> RequestMeter:
@@ -122,9 +172,10 @@ class RequestMetrics(Collector):
             tally = self._tallies[label] = _Tally()
         tally.in_flight += 1
         tally.prompt_tokens += prompt_tokens
-        return RequestMeter(tally, now_s)
+        return RequestMeter(tally, self._goal, now_s)
 
     def collect(self) -> Iterator[Metric]:
+        self._drop_renamed()
         yield self._outcomes()
         yield self._rejections()
         yield self._in_flight()
@@ -137,6 +188,21 @@ class RequestMetrics(Collector):
             "fastswitch_output_tokens",
             "Tokens that were generated.",
             lambda tally: tally.output_tokens,
+        )
+        yield self._counter(
+            "fastswitch_good_requests",
+            "Requests that ended by themselves and kept the goals for TTFT and for mean TBT.",
+            lambda tally: tally.good_requests,
+        )
+        yield self._counter(
+            "fastswitch_good_output_tokens",
+            "Tokens of good requests: their rate is the goodput.",
+            lambda tally: tally.good_output_tokens,
+        )
+        yield self._histogram(
+            "fastswitch_time_to_place_seconds",
+            "From a request's arrival until it has an engine: the router's call and its line.",
+            lambda tally: tally.placing,
         )
         yield self._histogram(
             "fastswitch_time_to_first_token_seconds",
@@ -155,8 +221,8 @@ class RequestMetrics(Collector):
             "Requests that have ended, by how.",
             labels=("gateway", "tenant", "outcome"),
         )
-        for tenant, tally in self._tallies.items():
-            for outcome, count in tally.outcomes.items():
+        for (_, tenant), tally in self._labelled():
+            for outcome, count in list(tally.outcomes.items()):
                 family.add_metric((self._gateway, tenant, outcome), count)
         return family
 
@@ -166,8 +232,8 @@ class RequestMetrics(Collector):
             "Requests refused since their tenant was past a limit of its own, by limit.",
             labels=("gateway", "tenant", "limit"),
         )
-        for tenant, tally in self._tallies.items():
-            for limit, count in tally.rejections.items():
+        for (_, tenant), tally in self._labelled():
+            for limit, count in list(tally.rejections.items()):
                 family.add_metric((self._gateway, tenant, limit), count)
         return family
 
@@ -193,6 +259,13 @@ class RequestMetrics(Collector):
             family.add_metric(labels, times(tally).buckets(), times(tally).total_s)
         return family
 
-    def _labelled(self) -> Iterator[tuple[Sequence[str], _Tally]]:
-        for tenant, tally in self._tallies.items():
+    def _drop_renamed(self) -> None:
+        """Labels that went to other tenants: their curves end here, which a rate can take."""
+        for label in list(self._tallies):
+            if not self._labels.is_given(label):
+                self._tallies.pop(label, None)
+
+    def _labelled(self) -> Iterator[tuple[tuple[str, str], _Tally]]:
+        # A copy: requests start on their event loop while another thread collects.
+        for tenant, tally in list(self._tallies.items()):
             yield (self._gateway, tenant), tally

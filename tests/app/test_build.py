@@ -12,7 +12,8 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
 from app.build import build, new_fleet
-from app.settings import AppArgs, FairnessSettings
+from app.settings import AppArgs, FairnessSettings, MetricsSettings
+from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.policies.catalogue import POLICIES
 
@@ -73,11 +74,15 @@ def test_settings_reach_whom_they_are_for(model: str) -> None:
         continuation_timeout_s=7.0,
         exchange_s=0.2,
         peer_host="127.0.0.1",
+        metrics=MetricsSettings(push_url="http://pushgateway:9091", push_s=5, max_tenants=7),
     )
     made = {name: each.init_kwargs for name, each in deployments(args).items()}
 
     assert made["Router"]["host"] == made["Engine"]["host"] == "127.0.0.1"
     assert made["Engine"]["exchange_s"] == 0.2
+    plans = [made[name]["metrics"] for name in ("Router", "Engine", "Gateway")]
+    assert [plan.outlets.push for plan in plans] == 3 * [PushTarget("http://pushgateway:9091", 5)]
+    assert plans[0].max_tenants == 7
     assert made["Gateway"]["admit_timeout_s"] == 0.5
     assert made["Gateway"]["continuation_timeout_s"] == 7.0
     assert made["Gateway"]["api_args"] == {"enable_auto_tool_choice": False}

@@ -256,3 +256,33 @@ def test_a_demo_model_that_cannot_be_written_is_one_sentence(
     told = capsys.readouterr().err
     assert told.startswith("fastswitch: ")
     assert told.count("\n") == 1
+
+
+def test_dashboards_are_written_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dashboards, alert rules and a sample for Prometheus, over those of an earlier version."""
+    folder = tmp_path / "monitoring"
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text("old")
+
+    assert main(["dashboards", str(folder)]) == 0
+
+    listed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(listed) == sorted(folder.iterdir())
+    assert {path.suffix for path in listed} == {".json", ".yml"}
+    assert all(path.read_text() not in ("", "old") for path in listed)
+
+
+@pytest.mark.parametrize("folder", ["/proc/dashboards", "taken", "taken/below"])
+def test_dashboards_that_cannot_be_written_are_one_sentence(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A place that takes no files is said by name."""
+    (tmp_path / "taken").touch()
+
+    assert main(["dashboards", str(tmp_path / folder)]) == 1
+
+    told = capsys.readouterr().err
+    assert told.startswith(f"fastswitch: dashboards cannot be written to {tmp_path / folder}: ")
+    assert told.count("\n") == 1

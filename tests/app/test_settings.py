@@ -9,9 +9,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from app.engine_settings import engine_args
-from app.settings import AppArgs, FairnessSettings, TenantSettings
+from app.settings import AppArgs, FairnessSettings, MetricsSettings, TenantSettings
 
-MODELS: tuple[type[BaseModel], ...] = (AppArgs, FairnessSettings, TenantSettings)
+MODELS: tuple[type[BaseModel], ...] = (
+    AppArgs,
+    FairnessSettings,
+    MetricsSettings,
+    TenantSettings,
+)
 
 
 def problem(settings: dict[str, Any]) -> str:
@@ -36,6 +41,7 @@ def test_nothing_has_to_be_set() -> None:
         {"replica": 2},
         {"fairness": {"polcy": "vtc"}},
         {"tenants": {"acme": {"wieght": 2}}},
+        {"metrics": {"push": "http://pushgateway:9091"}},
     ],
 )
 def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
@@ -90,11 +96,46 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("fairness", {"output_weight": -1}),
         ("fairness", {"update_s": 0.001}),
         ("fairness", {"max_switches_per_s": 0}),
+        ("metrics", {"push_s": 0.5}),
+        ("metrics", {"push_s": 61}),
+        ("metrics", {"push_s": "often"}),
+        ("metrics", {"scrape_port": 80}),
+        ("metrics", {"scrape_port": 65_536}),
+        ("metrics", {"max_tenants": 0}),
+        ("metrics", {"good_ttft_s": 0}),
+        ("metrics", {"good_tbt_s": -1}),
     ],
 )
 def test_values_out_of_bounds_are_refused(name: str, value: object) -> None:
     """By the name of their setting."""
     assert problem({name: value}).startswith(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "pushgateway:9091",
+        "ftp://pushgateway:9091",
+        "http://",
+        "http://:9091",
+        "http://pushgateway:port",
+        "http://pushgateway:70000",
+        "http://user:secret@pushgateway:9091",
+        "http://pushgateway:9091/?a=b",
+        "http://push gateway:9091",
+        "http://pushgateway:9091/\n",
+    ],
+)
+def test_a_pushgateway_has_an_http_address(url: str) -> None:
+    """Anything else is refused at start: a push that cannot work would only be a line in a log."""
+    assert "http://HOST:PORT is wanted" in problem({"metrics": {"push_url": url}})
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1:9091", "https://push.example/prometheus", None])
+def test_a_pushgateway_may_be_anywhere_or_nowhere(url: str | None) -> None:
+    """Also behind a path, and over TLS."""
+    assert AppArgs.model_validate({"metrics": {"push_url": url}}).metrics.push_url == url
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])

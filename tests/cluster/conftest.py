@@ -10,6 +10,7 @@ from app.demo_model import write_demo_model
 from tests.cluster.fleet import fleet_when
 from tests.cluster.program import MODEL, Program, running
 from tests.cluster.tenants import Tenants
+from tests.ops.prometheus import PROGRAMS, pushgateway
 
 NUM_ENGINES = 2
 NUM_SEATS = 8  # requests that run at once, per engine
@@ -44,17 +45,33 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Tenants:
 
 
 @pytest.fixture(scope="session")
+def pushed_to() -> Iterator[str | None]:
+    """The Pushgateway that the server pushes to; none where it is not installed."""
+    if not PROGRAMS["prometheus-pushgateway"]:
+        yield None
+        return
+    with pushgateway() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def program(
-    tiny_model: Path, tenants: Tenants, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tenants: Tenants,
+    pushed_to: str | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Program]:
     """The server itself; most tests want ``server``. Its end is a test too, the last one."""
     log = tmp_path_factory.mktemp("server") / "log"
+    settings = [*SETTINGS]
+    if pushed_to is not None:
+        settings.append(f"metrics={{push_url: '{pushed_to}', push_s: 1}}")
     arguments = [
         *("--model", str(tiny_model)),
         *("--device", "cpu"),
         *("--replicas", str(NUM_ENGINES)),
         *("--tenants-file", str(tenants.path)),
-        *(part for setting in SETTINGS for part in ("--set", setting)),
+        *(part for setting in settings for part in ("--set", setting)),
     ]
     with running(arguments, log) as program:
         yield program

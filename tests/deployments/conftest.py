@@ -10,12 +10,14 @@ import pytest_asyncio
 
 from app.demo_model import write_demo_model
 from app.engine_settings import engine_args, engine_environment
+from app.ports import free_port
 from app.settings import AppArgs
 from deployments.engine_order import EngineOrder
 from deployments.engine_process import EngineProcess
 from deployments.engine_replica import EngineLine
 from deployments.errors import EngineStartError
 from deployments.messages import EngineCard
+from ops.metrics.outlet import Outlets
 from tests.deployments.engine_watch import Watch
 from tests.deployments.stand_ins import HOST, ROOT
 
@@ -50,6 +52,7 @@ def engine_settings(tiny_model: Path) -> AppArgs:
 class RunningEngine:
     process: EngineProcess
     card: EngineCard
+    metrics_port: int
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -57,10 +60,19 @@ async def engine(engine_settings: AppArgs) -> AsyncIterator[RunningEngine]:
     """The running engine; at the end it is asked to stop, and does so by itself."""
     arguments = engine_args(engine_settings, engine_settings.model, on_cuda=False)
     environment = engine_environment(engine_settings, on_cuda=False, num_cores=2)
-    order = EngineOrder("engine-real", HOST, arguments, client_silence_s=CLIENT_SILENCE_S)
+    outlets = Outlets(scrape_port=free_port(HOST))
+    order = EngineOrder(
+        "engine-real",
+        HOST,
+        arguments,
+        outlets=outlets,
+        has_vllm_metrics=True,
+        client_silence_s=CLIENT_SILENCE_S,
+    )
     process = EngineProcess(order, {**environment, "PYTHONPATH": ROOT})
     card = await process.ready()
-    yield RunningEngine(process, card)
+    assert outlets.scrape_port is not None
+    yield RunningEngine(process, card, outlets.scrape_port)
     await process.stop()
     with pytest.raises(EngineStartError, match="ended with status 0"):
         process.check_alive()

@@ -12,6 +12,9 @@ from deployments import engine_process, engine_replica, router_link
 from deployments.engine_replica import EngineReplica
 from deployments.errors import EngineStalledError, EngineStartError
 from deployments.messages import Done, Join, Leave, Orders, Reply, Report, Request
+from ops.metrics.outlet import Outlets
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import PushTarget
 from tests.deployments.stand_ins import (
     ENGINE_PROGRAM,
     HOST,
@@ -21,6 +24,7 @@ from tests.deployments.stand_ins import (
     StandInRouter,
     until,
 )
+from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
 
 
 class OrderingRouter(StandInRouter):
@@ -41,8 +45,10 @@ class OrderingRouter(StandInRouter):
 
 
 @asynccontextmanager
-async def started(handle: StandInHandle, act: str = "work") -> AsyncIterator[EngineReplica]:
-    replica = new_replica(handle, act)
+async def started(
+    handle: StandInHandle, act: str = "work", metrics: MetricsPlan = PLAIN_PLAN
+) -> AsyncIterator[EngineReplica]:
+    replica = new_replica(handle, act, metrics)
     try:
         async with asyncio.timeout(PATIENCE_S):
             await replica.start()
@@ -51,8 +57,11 @@ async def started(handle: StandInHandle, act: str = "work") -> AsyncIterator[Eng
         await replica.stop()
 
 
-def new_replica(handle: StandInHandle, act: str) -> EngineReplica:
-    return EngineReplica(handle, {"act": act}, {"PYTHONPATH": ROOT}, exchange_s=0.002, host=HOST)
+def new_replica(
+    handle: StandInHandle, act: str, metrics: MetricsPlan = PLAIN_PLAN
+) -> EngineReplica:
+    environment = {"PYTHONPATH": ROOT}
+    return EngineReplica(handle, {"act": act}, environment, 0.002, HOST, metrics)
 
 
 def children() -> list[psutil.Process]:
@@ -211,3 +220,19 @@ async def _ill(check_health: Callable[[], Any]) -> None:
         while True:
             await check_health()
             await asyncio.sleep(0.002)
+
+
+async def test_a_replica_pushes_how_its_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the engine's name; when the replica stops nothing of it is left."""
+    monkeypatch.setattr(engine_replica, "application_name", lambda: "fastswitch")
+    with stand_in_pushgateway() as gateway, OrderingRouter() as router:
+        plan = MetricsPlan(Outlets(PushTarget(gateway.url, every_s=0.005)))
+        async with started(StandInHandle(router.endpoint), metrics=plan) as replica:
+            pushed = await asyncio.to_thread(gateway.call_with, 'exchange_seconds_bucket{engine="')
+            engine_id = replica._engine_id
+
+        assert f'engine="{engine_id}"' in pushed.body
+        assert pushed.path.endswith(
+            f"/job/engine_replica/application/fastswitch/instance/{engine_id}"
+        )
+        assert gateway.call_with("", method="DELETE").path == pushed.path

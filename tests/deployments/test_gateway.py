@@ -20,7 +20,11 @@ from app.tenants import open_directory
 from deployments import engine_links, fleet_view, gateway
 from deployments.errors import NoEngineLeftError
 from deployments.gateway import Gateway
+from ops.metrics.outlet import Outlets
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import PushTarget
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
+from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
 
 READY = msgspec.msgpack.encode(
     EngineCoreReadyResponse(
@@ -57,7 +61,9 @@ def new_gateway(engine_settings: AppArgs) -> Any:
     """A gateway, built or not; in the end it holds no task, no socket and no metric any more."""
 
     @asynccontextmanager
-    async def make(router: SteeredRouter) -> AsyncIterator[Gateway]:
+    async def make(
+        router: SteeredRouter, metrics: MetricsPlan = PLAIN_PLAN
+    ) -> AsyncIterator[Gateway]:
         made = Gateway(
             router=router.handle,
             engine_args=engine_args(engine_settings, engine_settings.model, on_cuda=False),
@@ -65,10 +71,12 @@ def new_gateway(engine_settings: AppArgs) -> Any:
             edge=HttpEdge(partial(open_directory, None, {"acme": TenantSettings()}), 2**20),
             admit_timeout_s=PATIENCE_S,
             continuation_timeout_s=PATIENCE_S,
+            metrics=metrics,
         )
         try:
             yield made
         finally:
+            await made.stop()
             made._fleet.close()
             if hasattr(made, "_metrics_task"):
                 made._metrics_task.cancel()
@@ -144,6 +152,25 @@ async def test_fairness_is_the_routers_word(new_gateway: Any) -> None:
             async with client_of(app) as client:
                 answer = await client.get("/v1/fairness")
                 assert answer.content == router.body
+
+
+async def test_a_gateway_pushes_what_it_would_show(
+    new_gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet's numbers, vLLM's half and its own, until it stops."""
+    monkeypatch.setattr(gateway, "application_name", lambda: "fastswitch")
+    with stand_in_pushgateway() as pushed_to, stand_in() as engine, SteeredRouter(engine) as router:
+        plan = MetricsPlan(Outlets(PushTarget(pushed_to.url, every_s=0.01)), has_vllm=True)
+        async with new_gateway(router, plan) as made:
+            await made.build()
+            pushed = await asyncio.to_thread(pushed_to.call_with, "fastswitch_router_up 1.0")
+            assert "vllm:e2e_request_latency_seconds" in pushed.body
+            assert "vllm:num_requests_running" not in pushed.body  # an engine's to tell
+
+        assert pushed.path.startswith(
+            "/metrics/job/gateway/application/fastswitch/instance/gateway-"
+        )
+        assert pushed_to.call_with("", method="DELETE").path == pushed.path
 
 
 async def _until_raises(check: Any) -> None:

@@ -37,6 +37,9 @@ from deployments.messages import (
 )
 from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, GATEWAY_SILENCE_S, Router
 from deployments.wire import RpcClient
+from ops.metrics.outlet import Outlets
+from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
+from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.policies.vtc import VirtualTokenCounter
@@ -44,6 +47,7 @@ from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, Swit
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
 from tests.deployments.stand_ins import HOST, PATIENCE_S, until
+from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
 
 Call = Callable[[Request], Awaitable[Any]]
 
@@ -89,9 +93,10 @@ async def running(
     clock: HeldClock,
     shares: Shares | None = None,
     on_push: Callable[[msgspec.Struct], None] = lambda _: None,
+    metrics: MetricsPlan = PLAIN_PLAN,
 ) -> AsyncIterator[Call]:
     """A router on loopback; yields the way to call it."""
-    router = Router(partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock=clock)
+    router = Router(partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock, metrics)
     await router.start()
     try:
         context = zmq.asyncio.Context.instance()
@@ -533,3 +538,20 @@ async def _ill(router: Router) -> None:
     while True:
         await router.check_health()
         await asyncio.sleep(0)
+
+
+async def test_the_router_pushes_what_it_is_asked(
+    clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls are pushed under its own name while it lives, and taken back when it stops."""
+    monkeypatch.setattr(router_module, "application_name", lambda: "fastswitch")
+    with stand_in_pushgateway() as gateway:
+        plan = MetricsPlan(Outlets(PushTarget(gateway.url, every_s=0.005)))
+        async with running(clock, metrics=plan) as call:
+            await call(Hello(client_index=1))
+            pushed = await asyncio.to_thread(
+                gateway.call_with, 'fastswitch_router_calls_total{call="hello"} 1.0'
+            )
+
+        assert pushed.path.startswith("/metrics/job/router/application/fastswitch/instance/router-")
+        assert gateway.call_with("", method="DELETE").path == pushed.path

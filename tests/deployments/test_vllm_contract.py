@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from vllm import RequestOutput, SamplingParams, version
 from vllm.config import SchedulerConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -41,6 +42,9 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor import Executor
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerManager
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
+from vllm.v1.metrics.stats import PrefixCacheStats, SchedulerStats
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -58,6 +62,12 @@ from deployments.vllm_frontend import (
     SERVED_ROUTES,
     FleetLLM,
     make_server_args,
+)
+from deployments.vllm_metrics import (
+    ENGINE_SIDE,
+    EngineSideLogger,
+    EngineStats,
+    GatewaySideLogger,
 )
 from scheduler import vllm_scheduler
 
@@ -463,3 +473,72 @@ def test_a_model_folder_that_is_empty_is_explained(
     with pytest.raises(Exception) as caught:  # noqa: PT011 - vLLM raises many
         make_engine_args({**arguments, "model": str(tmp_path)}).create_engine_config()
     assert str(tmp_path) in one_sentence(caught.value)
+
+
+# --- vLLM's own metrics -----------------------------------------------------------------------
+
+
+def families_of(logger: Any) -> set[str]:
+    """vLLM's metrics that this process shows once ``logger`` is made."""
+    del logger
+    return {family.name for family in REGISTRY.collect() if family.name.startswith("vllm:")}
+
+
+@pytest.fixture
+def _no_vllm_metrics() -> Iterator[None]:
+    yield
+    unregister_vllm_metrics()
+
+
+@pytest.mark.usefixtures("_no_vllm_metrics")
+def test_an_engines_half_of_vllms_metrics_is_known_by_name(config: VllmConfig) -> None:
+    """Every name stands on one side; what an engine counts begins with one of our list."""
+    every = families_of(PrometheusStatLogger(config, [0]))
+    engine = families_of(EngineSideLogger(config, [0]))
+    gateway = families_of(GatewaySideLogger(config, [0]))
+
+    assert engine | gateway == every
+    for prefix in ENGINE_SIDE:
+        may_be_off = prefix in ("vllm:lora_requests_info", "vllm:cache_config_info")
+        assert may_be_off or any(name.startswith(prefix) for name in engine)
+    # What is there only with speculative decoding or estimates has vLLM's own classes.
+    assert {name for name in engine & gateway if "estimated" not in name} == set()
+
+
+@pytest.mark.usefixtures("_no_vllm_metrics")
+def test_an_engines_statistics_stay_in_its_process(config: VllmConfig) -> None:
+    """They are counted under the engine's name and taken out of what goes to a gateway."""
+    stats = EngineStats(config, "engine-a")
+    queries = SchedulerStats(kv_cache_usage=0.25, prefix_cache_stats=PrefixCacheStats(queries=7))
+    alone = EngineCoreOutputs(scheduler_stats=queries)
+    beside = EngineCoreOutputs(
+        outputs=[EngineCoreOutput("r1", [1])], scheduler_stats=SchedulerStats()
+    )
+
+    assert [stats.keep(outputs) for outputs in (alone, beside)] == [False, True]
+    assert alone.scheduler_stats is beside.scheduler_stats is None
+    labels = {"engine": "engine-a", "model_name": str(config.model_config.served_model_name)}
+    assert REGISTRY.get_sample_value("vllm:prefix_cache_queries_total", labels) == 7
+
+
+def test_what_is_done_with_steps_without_outputs_is_complete() -> None:
+    """Fields of a step's outputs: those that only vLLM's data parallel engines use aside."""
+    unused = {"engine_index", "timestamp", "wave_complete", "start_wave", "weight_version"}
+    assert set(fields(EngineCoreOutputs)) - unused == {
+        "outputs",
+        "scheduler_stats",
+        "utility_output",
+        "finished_requests",
+    }
+
+
+def test_vllm_counts_when_it_is_given_a_logger() -> None:
+    """AsyncLLM takes loggers of ours; a class of vLLM's Prometheus logger takes its place."""
+    assert "stat_loggers" in parameters(AsyncLLM.__init__)
+    assert "custom_prometheus_logger" in inspect.getsource(StatLoggerManager.__init__)
+    assert parameters(PrometheusStatLogger.record)[1:] == [
+        "scheduler_stats",
+        "iteration_stats",
+        "mm_cache_stats",
+        "engine_idx",
+    ]

@@ -7,10 +7,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from prometheus_client.parser import text_string_to_metric_families
 from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequestType, FinishReason
 
 from deployments import wire
@@ -66,6 +68,7 @@ async def test_the_card_says_what_the_engine_is(engine: RunningEngine) -> None:
     assert (card.engine_id, card.max_num_seqs) == ("engine-real", MAX_NUM_SEQS)
     assert card.num_blocks == ready.num_gpu_blocks > 0
     assert card.block_tokens == ready.block_size > 0
+    assert card.block_bytes == card.block_tokens * TOKEN_BYTES
     assert ready.max_model_len == MAX_MODEL_LEN
 
 
@@ -85,6 +88,22 @@ async def test_a_request_is_answered_token_by_token(engine: RunningEngine) -> No
 
         assert len(client.tokens["r1"]) == 12
         assert client.tokens["r1"] == client.tokens["r2"]
+
+
+async def test_the_engine_tells_vllms_own_metrics(engine: RunningEngine) -> None:
+    """Those that vLLM counts in an engine are read at the engine's port, under its name."""
+    async with EngineClient(engine.card) as client:
+        await client.add("r1")
+        await client.end_of("r1")
+
+    async with httpx.AsyncClient() as http:
+        answer = await http.get(f"http://{HOST}:{engine.metrics_port}/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    [usage] = families["vllm:kv_cache_usage_perc"].samples
+    assert usage.labels["engine"] == "engine-real"
+    queries = families["vllm:prefix_cache_queries"].samples
+    assert sum(s.value for s in queries if s.name.endswith("_total")) >= len(PROMPT)
+    assert "vllm:time_to_first_token_seconds" not in families  # a gateway's to count
 
 
 async def test_clients_get_their_own_outputs_only(engine: RunningEngine) -> None:

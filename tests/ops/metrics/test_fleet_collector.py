@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ops.metrics.fleet_collector import FleetCollector
+from ops.metrics.fleet_collector import RENEW_UPDATES, FleetCollector
 from ops.metrics.tenant_labels import REST, TenantLabels
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.fleet import FleetLimits, FleetScheduler
@@ -28,6 +28,7 @@ def make_tenant(service: float, **numbers: float) -> dict[str, float]:
         "output_tokens": 0,
         "service_share": 0.0,
         "entitled_share": 0.0,
+        "counter": 0.0,
         "running": 0,
         "waiting": 0,
         **numbers,
@@ -42,6 +43,7 @@ def make_snapshot(
         for name in ("service", "prompt_tokens", "output_tokens", "running", "waiting")
     }
     totals["service"] += unlisted_service
+    totals["in_line"] = 0
     return {"tenants": tenants, "engines": {}, "totals": totals}
 
 
@@ -71,7 +73,7 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         service=ServiceWeights(input=1.0, output=2.0),
         limits=FleetLimits(),
     )
-    fleet.join("e1", EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16))
+    fleet.join("e1", EngineCapacity(8, blocks_total=100, block_tokens=16, block_bytes=5))
     fleet.admit(
         AdmitRequest(
             request_id="r1",
@@ -160,10 +162,12 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("fastswitch_engine_swaps_total", {"direction": "in"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "out"}),
             ("fastswitch_engine_swapped_blocks_total", {"direction": "in"}),
+            ("fastswitch_engine_swapped_bytes_total", {"direction": "out"}),
+            ("fastswitch_engine_swapped_bytes_total", {"direction": "in"}),
             ("fastswitch_engine_recomputed_tokens_total", {}),
             ("fastswitch_engine_swap_stall_seconds_total", {}),
         )
-    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 77, 0.25]
+    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 200, 150, 77, 0.25]
     assert [
         exposed.value(f"fastswitch_engine_{name}_total", engine="e1", **labels)
         for name, labels in (
@@ -252,6 +256,51 @@ def test_the_rest_does_not_fall_when_a_tenant_leaves_the_list() -> None:
     )
 
     assert before == exposed.value("fastswitch_tenant_service_total", tenant=REST) == 7
+
+
+def test_the_rest_does_not_fall_when_one_of_it_is_given_a_label() -> None:
+    """Labels go to whoever is served most of late; what the rest had counted before, it keeps."""
+    exposed = Exposed(TenantLabels(max_tenants=1))
+    early = make_tenant(5.0)
+    exposed.collector.update(make_snapshot({"early": early}), is_router_up=True)
+    rest: list[float | None] = []
+    for service in range(RENEW_UPDATES + 2):
+        tenants = {"early": early, "late": make_tenant(float(service))}
+        exposed.collector.update(make_snapshot(tenants), is_router_up=True)
+        rest.append(exposed.value("fastswitch_tenant_service_total", tenant=REST))
+
+    assert exposed.value("fastswitch_tenant_service_total", tenant="early") is None
+    assert exposed.value("fastswitch_tenant_service_total", tenant="late") == service
+    assert rest == sorted(rest, key=lambda value: value or 0.0)
+    assert rest[-1] == RENEW_UPDATES - 3  # what "late" was served while it had no label
+
+
+def test_the_fleets_requests_are_told_apart_by_where_they_wait() -> None:
+    """Requests in the router's line are not among those that wait on an engine."""
+    exposed = Exposed()
+    snapshot = make_snapshot({"a": make_tenant(1.0, running=3, waiting=5)})
+    snapshot["totals"]["in_line"] = 4
+
+    exposed.collector.update(snapshot, is_router_up=True)
+
+    assert [
+        exposed.value("fastswitch_fleet_requests", state=state)
+        for state in ("running", "waiting", "in_line")
+    ] == [3, 1, 4]
+
+
+def test_the_service_gap_is_between_tenants_that_wait() -> None:
+    """A tenant without waiting requests is owed nothing, however far behind its counter is."""
+    exposed = Exposed()
+    counters = {"ahead": (90.0, 1), "behind": (40.0, 2), "idle": (0.0, 0)}
+    tenants = {
+        name: make_tenant(1.0, counter=counter, waiting=waiting)
+        for name, (counter, waiting) in counters.items()
+    }
+
+    exposed.collector.update(make_snapshot(tenants), is_router_up=True)
+
+    assert exposed.value("fastswitch_fleet_service_gap") == 50
 
 
 def test_the_rest_is_steady_while_others_are_served() -> None:

@@ -8,7 +8,12 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from ops.metrics.request_metrics import TBT_BOUNDS_S, TTFT_BOUNDS_S, RequestMetrics
+from ops.metrics.request_metrics import (
+    TBT_BOUNDS_S,
+    TTFT_BOUNDS_S,
+    LatencyGoal,
+    RequestMetrics,
+)
 from ops.metrics.tenant_labels import REST, TenantLabels
 
 TTFT = "fastswitch_time_to_first_token_seconds"
@@ -18,8 +23,8 @@ TBT = "fastswitch_time_between_tokens_seconds"
 class Exposed:
     """Request metrics and their numbers as a Prometheus server would read them."""
 
-    def __init__(self, labels: TenantLabels | None = None) -> None:
-        self.metrics = RequestMetrics("g1", labels or TenantLabels())
+    def __init__(self, labels: TenantLabels | None = None, goal: LatencyGoal | None = None) -> None:
+        self.metrics = RequestMetrics("g1", labels or TenantLabels(), goal)
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
 
@@ -121,6 +126,58 @@ def test_a_time_on_a_bound_belongs_below_it(name: str, bounds: tuple[float, ...]
     assert (at_bound, at_last, in_all) == (1, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("times_s", "outcome", "is_good"),
+    [
+        ((0.5, 0.6, 0.7), "stop", True),
+        ((0.5, 0.6, 0.7), "length", True),
+        ((0.5,), "stop", True),
+        ((1.5, 1.6, 1.7), "stop", False),  # late
+        ((0.5, 0.9, 1.3), "stop", False),  # slow
+        ((0.5, 0.6, 0.7), "abort", False),  # of no use to anyone
+        ((), "stop", False),
+    ],
+)
+def test_goodput_counts_requests_that_kept_their_goals(
+    times_s: tuple[float, ...], outcome: str, *, is_good: bool
+) -> None:
+    """Good is a request that ended by itself, began in time and went on in time on the whole."""
+    exposed = Exposed(goal=LatencyGoal(ttft_s=1.0, tbt_s=0.2))
+    meter = exposed.metrics.started("a", 1, now_s=0.0)
+    for now_s in times_s:
+        meter.tokens(1, now_s)
+
+    meter.finished(outcome)
+
+    assert exposed.value("fastswitch_good_requests_total", tenant="a") == is_good
+    good_tokens = len(times_s) if is_good else 0
+    assert exposed.value("fastswitch_good_output_tokens_total", tenant="a") == good_tokens
+
+
+def test_the_wait_for_an_engine_is_told_apart() -> None:
+    """How long the router let a request wait is a histogram of its own."""
+    exposed = Exposed()
+
+    exposed.metrics.started("a", 1, now_s=3.0).placed(3.2)
+
+    name = "fastswitch_time_to_place_seconds"
+    assert exposed.value(f"{name}_bucket", tenant="a", le="0.05") == 0
+    assert exposed.value(f"{name}_bucket", tenant="a", le="0.25") == 1
+
+
+def test_a_label_that_went_to_another_tenant_takes_its_counts_along() -> None:
+    """The curves of a tenant without a label end; its later requests are the rest's."""
+    labels = TenantLabels(max_tenants=1)
+    exposed = Exposed(labels)
+    exposed.metrics.started("early", 1, now_s=0.0).finished("stop")
+
+    labels.renew({"late": 1.0})
+
+    assert exposed.value("fastswitch_requests_in_flight", tenant="early") is None
+    exposed.metrics.started("early", 1, now_s=0.0)
+    assert exposed.value("fastswitch_requests_in_flight", tenant=REST) == 1
+
+
 def test_a_hundred_thousand_invented_tenants_stay_few_series() -> None:
     """Names that clients think up cannot fill memory: those beyond the limit share one label."""
     exposed = Exposed(TenantLabels(configured=["ours"], max_tenants=20))
@@ -134,7 +191,7 @@ def test_a_hundred_thousand_invented_tenants_stay_few_series() -> None:
     tenants = {sample.labels["tenant"] for family in families for sample in family.samples}
     assert len(tenants) == 21  # 20 and the rest
     assert {"ours", REST} <= tenants
-    assert sum(len(family.samples) for family in families) < 21 * 50
+    assert sum(len(family.samples) for family in families) < 21 * 70
     assert exposed.value("fastswitch_output_tokens_total", tenant=REST) == 100_000 - 19
 
 
@@ -154,6 +211,9 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
         "fastswitch_requests_in_flight": "gauge",
         "fastswitch_prompt_tokens": "counter",
         "fastswitch_output_tokens": "counter",
+        "fastswitch_good_requests": "counter",
+        "fastswitch_good_output_tokens": "counter",
+        "fastswitch_time_to_place_seconds": "histogram",
         TTFT: "histogram",
         TBT: "histogram",
     }

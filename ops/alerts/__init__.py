@@ -1,0 +1,1 @@
+"""Alert rules for Prometheus, each with what to do about it."""

@@ -1,0 +1,1 @@
+"""Grafana dashboards and what Prometheus needs for them, written by `fastswitch dashboards DIR`."""
