@@ -114,7 +114,7 @@ def run(options: Namespace) -> BenchResult:
     with running(_command(settings)) as server:
         work = make_work(options, settings, server)
         stage = Stage(server, work, plan, progress)
-        warm_up(server, plan.num_slots)
+        warm_up(server, settings)
         phases[ALONE].append(stage.play(ALONE, 0))
         for number in range(options.repeats):
             both = (BEHAVED, FLOODED)
@@ -124,7 +124,7 @@ def run(options: Namespace) -> BenchResult:
     progress.tell("starting the server with policy fcfs")
     with running(_command(settings_fcfs)) as server:
         stage = Stage(server, work, plan, progress)
-        warm_up(server, plan.num_slots)
+        warm_up(server, settings_fcfs)
         for number in range(options.repeats):
             phases[FLOODED_FCFS].append(stage.play(FLOODED_FCFS, number))
     keys = {

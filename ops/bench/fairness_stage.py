@@ -6,6 +6,7 @@ phase, and no two phases have a prompt in common, so none finds the KV of anothe
 
 from dataclasses import dataclass
 
+from app.settings import AppArgs
 from ops.bench.fairness_work import (
     FLOOD,
     MORE,
@@ -17,6 +18,7 @@ from ops.bench.fairness_work import (
     equal_backlogs,
     load_of,
 )
+from ops.bench.fleet_watch import wait_for_engines
 from ops.bench.latency import percentiles_ms
 from ops.bench.phase import Phase, play
 from ops.bench.progress import Progress
@@ -76,8 +78,14 @@ class Stage:
         return play(load, EQUAL_WATCH_S)
 
 
-def warm_up(server: Server, num_slots: int) -> None:
-    """Fill every slot of every engine, and more: what is compiled or grown late is then."""
+def warm_up(server: Server, settings: AppArgs) -> None:
+    """Fill every slot of every engine, and more: what is compiled or grown late is then.
+
+    Raises:
+        ServerStartError: not all engines came up.
+    """
+    wait_for_engines(server.name, server.port, settings.replicas)
     shapes = drawn_shapes("warm-up", NEIGHBOUR_LENGTHS)
-    wants = backlog(NEIGHBOUR, shapes, MORE * num_slots, 0.0)
+    num_streams = MORE * settings.replicas * settings.max_num_seqs
+    wants = backlog(NEIGHBOUR, shapes, num_streams, 0.0)
     play(load_of(server, "warm-up", WARM_UP_S, backlogs=[wants]))

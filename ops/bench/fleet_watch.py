@@ -13,10 +13,11 @@ from time import perf_counter, sleep
 
 import msgspec
 
-from ops.bench.errors import RequestFailedError
+from ops.bench.errors import RequestFailedError, ServerStartError
 from ops.bench.server import HOST
 
 IDLE_TIMEOUT_S = 60.0
+JOIN_TIMEOUT_S = 300.0
 POLL_S = 0.2
 
 
@@ -114,6 +115,20 @@ def wait_until_idle(port: int) -> Glance:
             )
         sleep(POLL_S)
     return glance
+
+
+def wait_for_engines(server: str, port: int, num_engines: int) -> None:
+    """Wait until all engines have joined: a server takes requests from the first one on.
+
+    Raises:
+        ServerStartError: some have not, after minutes.
+    """
+    deadline_s = perf_counter() + JOIN_TIMEOUT_S
+    while (num_joined := len(look(port).state.engines)) < num_engines:
+        if perf_counter() > deadline_s:
+            reason = f"{num_joined} of {num_engines} engines joined in {JOIN_TIMEOUT_S:g} s"
+            raise ServerStartError(server, reason)
+        sleep(POLL_S)
 
 
 def between(glances: Sequence[Glance], begin_s: float, end_s: float) -> list[Glance]:

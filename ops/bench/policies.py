@@ -80,7 +80,7 @@ def run(options: Namespace) -> BenchResult:
             contestants.fastswitch_command(settings, "max_num_seqs", "fairness")
         ) as server:
             check_fits([NEIGHBOUR_LENGTHS, QUIET_LENGTHS], server.max_model_len)
-            warm_up(server, options.max_num_seqs)
+            warm_up(server, settings)
             progress.tell("  warm")
             phase = play(make_load(server, options), WATCH_S)
         found[policy] = summarise(phase)

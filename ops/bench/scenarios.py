@@ -1,6 +1,6 @@
 """Does the fleet pass the five standard scenarios of flow control? Each against limits set before.
 
-`saturation`: four equal tenants want eight times what there is; `overhead`: nothing is contended,
+`saturation`: four equal tenants want twice what there is; `overhead`: nothing is contended,
 policy vtc against fcfs; `equal`: eight equal tenants of unlike requests; `classes`: interactive
 work above batch work that must not wait for ever; `mixed`: all at once. Real engines, real HTTP,
 the clients in a process of their own. `overhead` is measured before and after the others, and on
@@ -110,7 +110,7 @@ def _stage(options: Namespace, policy: str, progress: Progress) -> Iterator[Scen
         stage = ScenarioStage(
             server, settings, str(options.seed), options.duration_s, options.max_wait_s
         )
-        warm_up(server, stage.num_slots)
+        warm_up(server, settings)
         progress.tell("warm")
         yield stage
 

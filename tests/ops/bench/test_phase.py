@@ -1,13 +1,14 @@
 """A phase covers the same span of time by the clients' account and by the fleet's own."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ops.bench import fleet_watch
-from ops.bench.errors import RequestFailedError
-from ops.bench.fleet_watch import between, switches, wait_until_idle
+from ops.bench.errors import RequestFailedError, ServerStartError
+from ops.bench.fleet_watch import between, switches, wait_for_engines, wait_until_idle
 from ops.bench.phase import Phase, describe_fleet, play
 from ops.bench.tenant_load import Backlog, Shape, TenantLoad, TenantLoadResult
 from tests.ops.bench.fleet_glances import glance
@@ -86,6 +87,20 @@ async def test_a_server_that_does_not_come_to_rest_is_no_begin(
     async with serving(fleet.reply, fleet.state) as server:
         with pytest.raises(RequestFailedError, match="3 requests still live"):
             await asyncio.to_thread(wait_until_idle, server.port)
+
+
+async def test_engines_that_are_still_starting_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server takes requests as soon as its first engine does; a phase needs them all."""
+    fleet = StandInFleet()
+    states: Iterator[dict[str, Any]] = iter([{"tenants": {}, "engines": {}}])
+    async with serving(fleet.reply, lambda: next(states, fleet.state())) as server:
+        await asyncio.to_thread(wait_for_engines, "ours", server.port, 1)
+        assert next(states, None) is None
+        monkeypatch.setattr(fleet_watch, "JOIN_TIMEOUT_S", 0.0)
+        with pytest.raises(ServerStartError, match="1 of 2 engines joined in 0 s"):
+            await asyncio.to_thread(wait_for_engines, "ours", server.port, 2)
 
 
 def test_glances_of_a_span_and_what_was_switched_in_it() -> None:

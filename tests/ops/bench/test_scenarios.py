@@ -102,7 +102,7 @@ def test_saturated_tenants_wait_alike(stage: ScenarioStage, playing: StandInPlay
         "worst_over_best_p99": False,
         "rejected": True,
     }
-    assert [len(backlog.starts_s) for backlog in playing.loads[0].backlogs] == [16] * 4
+    assert [len(backlog.starts_s) for backlog in playing.loads[0].backlogs] == [4] * 4
 
 
 def test_overhead_is_throughput_lost_to_the_policy(
