@@ -7,7 +7,7 @@ writes into it, and whoever holds the answer's beginning back reads it there. Ho
 the wire is the edge's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -59,13 +59,15 @@ def bad_request(message: str) -> Denial:
 class AdmissionRecord:
     """One HTTP request before the fleet. It may ask for several sequences, also at once.
 
-    The first denial stands, whatever becomes of the other sequences.
+    The first denial stands, whatever becomes of the other sequences. ``on_asked`` is called when
+    the request has been read and asks for its first place.
     """
 
-    __slots__ = ("_has_asked", "_pending", "denial")
+    __slots__ = ("_has_asked", "_pending", "denial", "on_asked")
 
     def __init__(self) -> None:
         self.denial: Denial | None = None
+        self.on_asked: Callable[[], None] = lambda: None
         self._has_asked = False
         self._pending = 0
 
@@ -80,6 +82,8 @@ class AdmissionRecord:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Within it a sequence waits for its answer."""
+        if not self._has_asked:
+            self.on_asked()
         self._has_asked = True
         self._pending += 1
         try:

@@ -1,8 +1,8 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
 Owns our own routes (health, fairness) and the order of what a request passes: body limit,
-identity, tool calls, route, admission, the app. Who a key belongs to is `app.tenants`; what our
-routes say is the gateway's.
+identity, intake, tool calls, route, admission, the app. Who a key belongs to is `app.tenants`; what
+our routes say is the gateway's.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from app.edge.admissions import AdmissionMiddleware
 from app.edge.app_errors import AppErrorsMiddleware
 from app.edge.identity import Identity, IdentityMiddleware, current_identity
+from app.edge.intake import IntakeMiddleware
 from app.edge.leaving import LeavingClientsMiddleware
 from app.edge.limits import BodyLimitMiddleware
 from app.edge.routes import KnownRoutesMiddleware
@@ -40,7 +41,8 @@ class HttpEdge:
         leaving = LeavingClientsMiddleware(AdmissionMiddleware(AppErrorsMiddleware(app)))
         known = KnownRoutesMiddleware(leaving, app.router.routes)
         watched = ToolCallsMiddleware(known, gateway)
-        identified = IdentityMiddleware(watched, self._new_directory())
+        taken_in = IntakeMiddleware(watched)
+        identified = IdentityMiddleware(taken_in, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
 
     def named_tenants(self) -> Collection[str]:
