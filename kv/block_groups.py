@@ -83,13 +83,11 @@ class BlockGroupPool:
         returned = list(blocks)
         runs = list(runs_of(returned))
         self._check_taken(runs)
-        if not self._last_blocks.isdisjoint(returned):
-            gone = self._last_blocks.intersection(returned)
-            self._last_blocks -= gone
-            for last_block in gone:
-                if last_block in self._tails:
-                    self._groups.add(*self._tails.release(last_block))
+        self._last_blocks.difference_update(returned)
         for start, end in runs:
+            # A tail is right behind its owner's last block, so that one ends its run.
+            if end - 1 in self._tails:
+                _, end = self._tails.release(end - 1)  # noqa: PLW2901
             self._groups.add(start, end)
 
     def _take_behind(self, last_block: int, num_blocks: int, taken: list[int]) -> None:
@@ -105,13 +103,19 @@ class BlockGroupPool:
 
     def _take_elsewhere(self, num_blocks: int, taken: list[int]) -> None:
         self._take_back_tails(num_blocks)
-        num_kept = self._tail_size()
+        num_kept = self._tail_size(self.num_free, 0)
         while num_blocks:
             group = self._groups.best_fit(num_blocks + num_kept)
             end = min(group.end, group.start + num_blocks)
-            self._groups.cut(group.start, end)
+            num_taken = end - group.start
+            num_blocks -= num_taken
+            # The taker's tail is cut off together with what it takes: half the work.
+            num_behind = 0 if num_blocks else self._tail_size(self.num_free - num_taken, 1)
+            tail_end = min(group.end, end + num_behind)
+            self._groups.cut(group.start, tail_end)
+            if end < tail_end:
+                self._tails.keep(end - 1, tail_end)
             taken.extend(range(group.start, end))
-            num_blocks -= end - group.start
 
     def _take_back_tails(self, num_blocks: int) -> None:
         """Make ``num_blocks`` be in groups, at the cost of those who grew longest ago."""
@@ -124,14 +128,15 @@ class BlockGroupPool:
 
     def _keep_behind(self, last_block: int) -> None:
         start = last_block + 1
-        end = min(self._groups.end_of_group_at(start), start + self._tail_size())
+        end = min(self._groups.end_of_group_at(start), start + self._tail_size(self.num_free, 0))
         if start < end:
             self._groups.cut(start, end)
             self._tails.keep(last_block, end)
 
-    def _tail_size(self) -> int:
-        """A fair share of what can be kept, by how many may want to grow."""
-        return min(_LONGEST_TAIL, self.num_free // (_FREE_PER_KEPT * (len(self._last_blocks) + 1)))
+    def _tail_size(self, num_free: int, num_new: int) -> int:
+        """A fair share of what can be kept, by how many may want to grow and one more."""
+        num_owners = len(self._last_blocks) + num_new + 1
+        return min(_LONGEST_TAIL, num_free // (_FREE_PER_KEPT * num_owners))
 
     def _check_taken(self, runs: Iterable[tuple[int, int]]) -> None:
         previous_end = 0

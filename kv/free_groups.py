@@ -5,14 +5,13 @@ what the blocks still hold. A call costs the same at any pool size, but for find
 group from its middle, which reads a byte per block of it.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Groups from this size on share one list: few fit into any memory, so they are searched.
 _LONG = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BlockGroup:
+class BlockGroup(NamedTuple):
     """Blocks ``start`` to ``end - 1`` of one pool."""
 
     start: int

@@ -6,7 +6,8 @@ is not kept is computed again by the engine.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from kv.host_cache import HostCache, Key
 from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
@@ -53,8 +54,7 @@ class SwapTotals:
         self.load_wait_s += seconds
 
 
-@dataclass(frozen=True, slots=True)
-class RequestKV:
+class RequestKV(NamedTuple):
     """A request's KV on the device, as far as it is computed.
 
     ``keys`` are those of its blocks whose tokens are known, ``device_blocks`` is its block table.
@@ -157,7 +157,7 @@ class SwapPlanner:
         kept = self._kept.pop(kv.request_id, None)
         if kept:
             self._cache.spare(kept.host_blocks, _FINISHED)
-        kv = replace(kv, priority=_FINISHED)
+        kv = kv._replace(priority=_FINISHED)
         keys = kv.keys[: kv.num_tokens // self._block_tokens]
         num_held = self.num_found_blocks(keys, 0)
         self._cache.use(_present(self._held(keys[:num_held])), _FINISHED)
@@ -255,7 +255,7 @@ class SwapPlanner:
             return first
         # Looked up only from there on: a context is long, and this is asked in every step.
         begin = max(first - 1, 0)
-        part = replace(kv, keys=keys[begin:], device_blocks=kv.device_blocks[begin:])
+        part = kv._replace(keys=keys[begin:], device_blocks=kv.device_blocks[begin:])
         keys = keys[begin : first + num_blocks]
         host_blocks = self._held(keys)
         self._cache.need(_present(host_blocks))

@@ -7,7 +7,7 @@ out is ``scheduler.vllm_scheduler``.
 
 import heapq
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, takewhile
 from operator import attrgetter
@@ -241,7 +241,12 @@ class DisplacingScheduler(LoadingScheduler):
                 return
 
     def _ready(self, queue: RankedQueue) -> Iterator[Request]:
-        return filter(self._is_ready, queue.best_first())
+        loras = self._running_loras()  # once for all that wait
+        return (
+            one
+            for one in queue.best_first()
+            if self._is_ready(one) and self._has_lora_slot(one, loras)
+        )
 
     def _describe_holder(self, request: Request) -> WaitingRequest:
         """A request that waits with its blocks: its load has landed, or its session goes on.
@@ -334,13 +339,14 @@ class DisplacingScheduler(LoadingScheduler):
             return grammar is not None and not isinstance(grammar, Exception)
         if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
             return False
-        if request.num_stale_output_tokens and not request.drop_stale_output:
-            return False
-        return self._has_lora_slot(request)
+        return not request.num_stale_output_tokens or request.drop_stale_output
 
-    def _has_lora_slot(self, request: Request) -> bool:
+    def _running_loras(self) -> Collection[int]:
+        if not self.lora_config:
+            return ()
+        return {one.lora_request.lora_int_id for one in self.running if one.lora_request}
+
+    def _has_lora_slot(self, request: Request, loras: Collection[int]) -> bool:
         if not self.lora_config or not request.lora_request:
             return True
-        loaded = {one.lora_request.lora_int_id for one in self.running if one.lora_request}
-        loaded.add(request.lora_request.lora_int_id)
-        return len(loaded) <= self.lora_config.max_loras
+        return request.lora_request.lora_int_id in loras or len(loras) < self.lora_config.max_loras

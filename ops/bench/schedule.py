@@ -1,10 +1,11 @@
 """What does our part of a scheduling step cost? Beside vLLM's own ``schedule()`` in the same step.
 
 Our scheduler calls vLLM's ``schedule()`` once in each step; everything before and after it is
-counted as ours: new priorities, the choice of who makes way, preempting them (vLLM's own part of
-that too) with the plan of their swap, copies ahead, accounts. Three workloads take turns. `idle`:
-nobody is displaced. `displace`: in each step a request arrives that outranks one that runs.
-`rerank`: every 10 steps 200 requests, drawn from all, get random priorities. No request ends.
+counted as ours: new priorities, the choice of who makes way, preempting them (vLLM's own code for
+that too; how much it is stands beside) with the plan of their swap, copies ahead. Three workloads
+take turns. `idle`: nobody is displaced. `displace`: in each step a request arrives that outranks
+one that runs. `rerank`: every 10 steps 200 requests, drawn from all, get random priorities. No
+request ends.
 
 No engine is started: steps' output is made up, KV blocks are numbers. Times are the scheduler
 thread's processor time, so whatever else the machine does is not in them. Not in them either:
@@ -14,8 +15,9 @@ vLLM's ``schedule()`` shows as the difference.
 
 Keys of the JSON: `workloads`: `idle, displace, rerank`, each `share` (ours over vLLM's, all steps
 of a repeat together; the median of the repeats) and `share_max`, `ours_us{mean,p50,p99}` and
-`vllm_us{mean,p50,p99}` of a step, `displaced_per_step`; `plain_us{mean,p50,p99}`;
-`idle_over_plain`, the whole of our step over plain vLLM's; `running, waiting, steps, repeats`.
+`vllm_us{mean,p50,p99}` of a step, `vllm_preempting_us`, the part of `ours_us` that is vLLM's code
+for preempting, `displaced_per_step`; `plain_us{mean,p50,p99}`; `idle_over_plain`, the whole of our
+step over plain vLLM's; `running, waiting, steps, repeats`.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -116,7 +118,7 @@ def summarise(results: Mapping[str, Sequence[SchedulingTimes]]) -> dict[str, Any
 
 def table(keys: Mapping[str, Any]) -> Table:
     """A row for each workload, and one for plain vLLM."""
-    columns = ("", "ours / vLLM's", "ours us", "p99", "vLLM's us", "p99", "displaced per step")
+    columns = ("", "share", "ours us", "p99", "preempting", "vLLM's us", "p99", "displaced")
     title = f"a scheduling step, {keys['running']} running, {keys['waiting']:,} waiting"
     shown = Table(*columns, title=title)
     for name, one in keys["workloads"].items():
@@ -125,11 +127,12 @@ def table(keys: Mapping[str, Any]) -> Table:
             name,
             f"{one['share']:.1%}",
             *(f"{number:.0f}" for number in (ours["mean"], ours["p99"])),
+            f"{one['vllm_preempting_us']:.0f}",
             *(f"{number:.0f}" for number in (theirs["mean"], theirs["p99"])),
             f"{one['displaced_per_step']:.2f}",
         )
     plain = keys["plain_us"]
-    shown.add_row("plain vLLM", "", "", "", f"{plain['mean']:.0f}", f"{plain['p99']:.0f}", "")
+    shown.add_row("plain vLLM", "", "", "", "", f"{plain['mean']:.0f}", f"{plain['p99']:.0f}", "")
     return shown
 
 
@@ -144,6 +147,9 @@ def _workload(repeats: Sequence[SchedulingTimes]) -> dict[str, Any]:
             [step_s - theirs_s for step_s, theirs_s in zip(steps_s, vllm_s, strict=True)]
         ),
         "vllm_us": _distribution_us(vllm_s),
+        "vllm_preempting_us": round(
+            sum(one.preempting_s for one in repeats) / len(steps_s) * 1e6, 1
+        ),
         "displaced_per_step": round(sum(one.num_displaced for one in repeats) / len(steps_s), 2),
     }
 

@@ -35,8 +35,12 @@ class SchedulingTrial(msgspec.Struct, frozen=True):
 
 
 class SchedulingTimes(msgspec.Struct, frozen=True):
-    """Processor time of each step's ``schedule()``, and of vLLM's own inside of it."""
+    """Processor time of each step's ``schedule()``, and of vLLM's own inside of it.
+
+    ``preempting_s`` is what vLLM's code took, all steps together, to preempt whom we displaced.
+    """
 
     steps_s: list[float]
     vllm_s: list[float]
     num_displaced: int
+    preempting_s: float = 0.0

@@ -56,15 +56,21 @@ OURS = frozenset({"scheduler_cls", "kv_transfer_config", "additional_config"})
 
 
 class TimedScheduler(Scheduler):
-    """vLLM's scheduler, and what its own ``schedule()`` took in the last step."""
+    """vLLM's scheduler; what its ``schedule()`` took in the last step, and preempting so far."""
 
     vllm_s = 0.0
+    preempting_s = 0.0
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:  # noqa: FBT001, FBT002
         begin_s = thread_time()
         output = super().schedule(throttle_prefills)
         self.vllm_s = thread_time() - begin_s
         return output
+
+    def _preempt_request(self, *args: Any) -> None:
+        begin_s = thread_time()
+        super()._preempt_request(*args)
+        self.preempting_s += thread_time() - begin_s
 
 
 class TimedFastSwitchScheduler(FastSwitchScheduler, TimedScheduler):
@@ -130,14 +136,19 @@ class _Stepping:
         # As vLLM's engine does once it has started: what lives on is not looked through again.
         gc.collect()
         gc.freeze()
-        num_preempted = self._num_preempted
+        num_preempted, preempting_s = self._num_preempted, self._scheduler.preempting_s
         steps_s, vllm_s = [], []
         for number in range(trial.num_steps):
             self._disturb(number)
             steps_s.append(self._step())
             vllm_s.append(self._scheduler.vllm_s)
         gc.unfreeze()
-        return SchedulingTimes(steps_s, vllm_s, self._num_preempted - num_preempted)
+        return SchedulingTimes(
+            steps_s,
+            vllm_s,
+            self._num_preempted - num_preempted,
+            self._scheduler.preempting_s - preempting_s,
+        )
 
     @property
     def _num_preempted(self) -> int:

@@ -30,7 +30,7 @@ def test_what_vllm_did_not_take_is_ours() -> None:
 def test_the_result_has_the_keys_that_are_documented() -> None:
     """Each workload's share, both parts' times, and plain vLLM beside our whole step."""
     idle = SchedulingTimes([0.00102] * 4, [0.001] * 4, num_displaced=0)
-    busy = SchedulingTimes([0.0012] * 4, [0.001] * 4, num_displaced=4)
+    busy = SchedulingTimes([0.0012] * 4, [0.001] * 4, num_displaced=4, preempting_s=0.0001)
     busier = SchedulingTimes([0.0013] * 4, [0.001] * 4, num_displaced=8)
     plain = SchedulingTimes([0.00085] * 4, [0.00085] * 4, num_displaced=0)
     results = {IDLE: [idle], DISPLACE: [busy], RERANK: [busy, busier, busier], PLAIN: [plain]}
@@ -40,6 +40,7 @@ def test_the_result_has_the_keys_that_are_documented() -> None:
     assert keys["workloads"][IDLE]["share"] == 0.02
     assert keys["workloads"][IDLE]["ours_us"] == {"mean": 20.0, "p50": 20.0, "p99": 20.0}
     assert keys["workloads"][DISPLACE]["displaced_per_step"] == 1
+    assert keys["workloads"][DISPLACE]["vllm_preempting_us"] == 25
     assert keys["workloads"][RERANK]["share"] == keys["workloads"][RERANK]["share_max"] == 0.3
     assert keys["workloads"][RERANK]["vllm_us"]["mean"] == 1000
     assert (keys["plain_us"]["mean"], keys["idle_over_plain"]) == (850, 1.2)
