@@ -295,7 +295,7 @@ class AppArgs(_Settings):
         default=60.0,
         ge=0,
         le=3600,
-        description="Longest wait of a request whose engine was lost for one to go on with.",
+        description="Longest wait of a request for an engine where the last one has died.",
     )
     max_queued_requests: int = Field(
         default=10_000,

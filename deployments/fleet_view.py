@@ -128,9 +128,13 @@ class FleetView:
             await self.cancel(admit.request.request_id)
         return self._place_alone(admit)
 
-    async def engine_comes_up(self) -> None:
-        """Returns once an engine can be reached that cannot be now."""
-        await self._arrival.wait()
+    async def engine_comes_up(self, within_s: float) -> bool:
+        """Whether an engine that cannot be reached now can be within this time; waits for it."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._arrival.wait()
+        except TimeoutError:
+            return False
 
     async def _ask_for_place(self, admit: Admit) -> msgspec.Struct:
         request_id = admit.request.request_id

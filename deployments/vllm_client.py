@@ -186,7 +186,10 @@ class FleetClient(EngineCoreClient):
             meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
             owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter, way)
             try:
-                await self._send_somewhere(owned)
+                if self._fleet.num_up == 0:
+                    await self._send_somewhere(owned)  # or say at once that there is none
+                else:
+                    await self._send_when_possible(owned)
             except NoEngineLeftError as error:
                 self._disown(request.request_id, "error")
                 caller.admission.deny(unavailable(str(error), "rejected-no-endpoints"))
@@ -341,7 +344,7 @@ class FleetClient(EngineCoreClient):
         """Send a request to another engine, or end it with an error: nobody else looks after it."""
         try:
             await self._send_when_possible(owned)
-        except TimeoutError:
+        except NoEngineLeftError:
             waited_s = self._continuation_timeout_s
             self._fail(owned, f"no other engine was ready within {waited_s:g} s")
         except Exception:
@@ -352,14 +355,14 @@ class FleetClient(EngineCoreClient):
         """Send a request somewhere; waits for an engine while there is none, but not for ever.
 
         Raises:
-            TimeoutError: none has come up in time.
+            NoEngineLeftError: none has come up in time.
         """
         while True:
             try:
                 await self._send_somewhere(owned)
             except NoEngineLeftError:
-                async with asyncio.timeout(self._continuation_timeout_s):
-                    await self._fleet.engine_comes_up()
+                if not await self._fleet.engine_comes_up(self._continuation_timeout_s):
+                    raise
             else:
                 return
 

@@ -27,7 +27,7 @@ from vllm.v1.engine import (
 from deployments import engine_links, fleet_view, router_link
 from deployments.admissions import AdmissionRecord
 from deployments.fleet_view import FleetView
-from deployments.messages import Admit, Cancel, OverLimit, Placed, Refused
+from deployments.messages import Admit, Cancel, InLine, OverLimit, Placed, Refused
 from deployments.vllm_client import DeniedError, EngineLostError, FleetClient, _tenant_salt
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
@@ -446,6 +446,28 @@ async def test_without_an_engine_a_request_is_refused() -> None:
             assert denial is not None
             assert (denial.status, denial.dropped_reason) == (503, "rejected-no-endpoints")
             assert denial.retry_after_s is not None
+
+
+async def test_a_request_that_waits_for_its_place_outlives_the_engines() -> None:
+    """One that came while there were engines is served by those that come after them."""
+    with StandInEngine("engine-a") as a:
+        async with gateway(a) as gate:
+            gate.router.place = lambda _: InLine()
+            adding = asyncio.create_task(gate.add("r1"))
+            await until(lambda: gate.router.asked(Admit))
+            a.close()
+            await until(lambda: gate.view.num_up == 0)
+            gate.router.call_up("r1", "engine-a")
+            await until(lambda: gate.router.asked(Cancel))
+            assert not adding.done()
+            with StandInEngine("engine-b") as b:
+                gate.router.place_on("engine-b")
+                gate.router.cards = [b.card]
+                _, sent = await received(b)
+
+                assert sent.request_id == "r1"
+                await adding
+                assert gate.outcomes() == {"in flight": 1}
 
 
 async def test_a_request_that_had_no_output_moves_when_its_engine_is_lost() -> None:
