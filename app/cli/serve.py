@@ -4,8 +4,11 @@ On a cluster that already runs, use `serve deploy serve_config.yaml` instead.
 """
 
 import signal
+import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from app.ports import holder_of_port, is_port_free
 from app.settings import AppArgs
 from app.tenants import open_directory
 from app.versions import check_versions
+from ops.metrics.stale_groups import remove_application
 
 EXAMPLE = "fastswitch serve --model ./my-model --replicas 2 --port 8000"
 APPLICATION = "fastswitch"
@@ -59,12 +63,28 @@ def run(options: Namespace) -> int:
     check_memory(config.args, on_cuda=on_cuda)
     started_s = time.monotonic()
     tell("starting Ray", 0.0)
-    with local_cluster(num_gpus=None if on_cuda else 0) as dashboard_url:
+    with (
+        _metrics_taken_back(config.args.metrics.push_url),
+        local_cluster(num_gpus=None if on_cuda else 0) as dashboard_url,
+    ):
         _stop_on_signals()
         _deploy(config.args, host, port, started_s)
         _say_ready(config, host, port, dashboard_url, time.monotonic() - started_s)
         watch_while_served(host, port, started_s)
     return 0
+
+
+@contextmanager
+def _metrics_taken_back(push_url: str | None) -> Iterator[None]:
+    """In the end nothing of ours is left at the Pushgateway: Ray's processes say no goodbye."""
+    try:
+        yield
+    finally:
+        if push_url is not None:
+            try:
+                remove_application(push_url, APPLICATION)
+            except OSError as error:
+                print(f"metrics were left at {push_url}: {error}", file=sys.stderr)
 
 
 def _overrides(options: Namespace) -> dict[str, Any]:

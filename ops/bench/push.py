@@ -8,12 +8,7 @@ Not inside: what the other process does. The ceiling is the 1 % of a core that p
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from random import Random
 from statistics import median
 from typing import Any
@@ -22,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest, push_to_gatewa
 from rich.table import Table
 
 from ops.bench.arguments import count
+from ops.bench.push_sink import push_sink
 from ops.bench.result import BenchResult
 from ops.metrics.fleet_collector import FleetCollector
 from ops.metrics.outlet import process_registry
@@ -72,7 +68,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> BenchResult:
     random = Random(options.seed)
-    with _sink() as url:
+    with push_sink() as url:
         costs = {
             name: _measure(url, _gateway(options.tenants, labels, random), labels, options.pushes)
             for name, labels in (
@@ -144,35 +140,6 @@ def _measure(url: str, registry: CollectorRegistry, labels: int, pushes: int) ->
     text = generate_latest(registry)
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     return Cost(labels, series, len(text), [push() for _ in range(pushes)])
-
-
-@contextmanager
-def _sink() -> Iterator[str]:
-    """Something in a process of its own that takes pushes and forgets them."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_sink, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{ours.recv()}"
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _serve_sink(tell: Connection) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Nobody reads it."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    tell.send(server.server_port)
-    server.serve_forever()
 
 
 def _table(costs: dict[str, Cost]) -> Table:

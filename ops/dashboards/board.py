@@ -41,14 +41,10 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A choice above the dashboard: the values that ``label`` of ``metric`` has."""
+    """A choice above the dashboard: the values that the label ``name`` of ``metric`` has."""
 
     name: str
     metric: str
-
-    @property
-    def label(self) -> str:
-        return self.name
 
 
 @dataclass(frozen=True, slots=True)

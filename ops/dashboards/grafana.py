@@ -48,7 +48,7 @@ def _variable(variable: Variable) -> dashboard.QueryVariable:
     return (
         dashboard.QueryVariable(variable.name)
         .datasource(SOURCE)
-        .query(f"label_values({variable.metric}, {variable.label})")
+        .query(f"label_values({variable.metric}, {variable.name})")
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .multi(True)  # noqa: FBT003  (the SDK's own form)
         .include_all(True)  # noqa: FBT003

@@ -41,15 +41,34 @@ class StaleGroups:
         self._num_pushes += 1
         if self._num_pushes % SWEEP_EVERY_PUSHES:
             return
-        url = f"{self._url.rstrip('/')}/metrics"
-        with urlopen(url, timeout=TIMEOUT_S) as lines:  # noqa: S310  (the settings allow http only)
-            groups = [
-                pushed
-                for pushed in pushed_groups(lines)
-                if pushed.group.application == self._application
-            ]
+        groups = groups_of(self._url, self._application)
         for group in stale(groups, self._stale_s):
             delete_from_gateway(self._url, group.job, group.key, timeout=TIMEOUT_S)
+
+
+def remove_application(url: str, application: str) -> None:
+    """Remove all groups of an application that has ended, whether or not it could say goodbye.
+
+    Should another of that name live, its groups are back with its next pushes.
+
+    Raises:
+        OSError: the Pushgateway is away.
+    """
+    for pushed in groups_of(url, application):
+        delete_from_gateway(url, pushed.group.job, pushed.group.key, timeout=TIMEOUT_S)
+
+
+def groups_of(url: str, application: str) -> list[PushedGroup]:
+    """The application's groups that the Pushgateway has.
+
+    Raises:
+        OSError: the Pushgateway is away.
+    """
+    address = f"{url.rstrip('/')}/metrics"
+    with urlopen(address, timeout=TIMEOUT_S) as lines:  # noqa: S310  (the settings allow http only)
+        return [
+            pushed for pushed in pushed_groups(lines) if pushed.group.application == application
+        ]
 
 
 def stale(groups: Iterable[PushedGroup], stale_s: float) -> list[Group]:

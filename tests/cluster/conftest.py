@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from app.demo_model import write_demo_model
+from ops.metrics.stale_groups import groups_of
 from tests.cluster.fleet import fleet_when
 from tests.cluster.program import MODEL, Program, running
 from tests.cluster.tenants import Tenants
@@ -75,6 +76,8 @@ def program(
     ]
     with running(arguments, log) as program:
         yield program
+    if pushed_to is not None:
+        assert groups_of(pushed_to, "fastswitch") == []
 
 
 @pytest.fixture

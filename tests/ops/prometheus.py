@@ -145,7 +145,8 @@ def prometheus(
 def pushgateway() -> Iterator[str]:
     """A running Pushgateway's address."""
     address = f"{HOST}:{free_port(HOST)}"
-    arguments = [f"--web.listen-address={address}"]
+    # Debian's keeps what it has in a file, for the next one to begin with.
+    arguments = [f"--web.listen-address={address}", "--persistence.file="]
     with _running("prometheus-pushgateway", arguments, f"http://{address}/-/ready"):
         yield f"http://{address}"
 

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, push_to_gateway
 
 from ops.metrics.push import Group, PushTarget
 from ops.metrics.stale_groups import (
@@ -9,10 +10,13 @@ from ops.metrics.stale_groups import (
     SWEEP_EVERY_PUSHES,
     PushedGroup,
     StaleGroups,
+    groups_of,
     pushed_groups,
+    remove_application,
     stale,
 )
 from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
+from tests.ops.prometheus import needs_prometheus, pushgateway
 
 
 def exposition(*groups: tuple[str, str, float]) -> str:
@@ -63,3 +67,19 @@ def test_groups_of_others_kinds_are_not_ours() -> None:
     """A Pushgateway is shared: batch jobs push under a job alone."""
     lines = [b'push_time_seconds{instance="",job="backup"} 1.7e+09\n', b"made_total 3\n"]
     assert list(pushed_groups(lines)) == []
+
+
+@needs_prometheus
+def test_an_application_that_ended_is_removed_from_a_real_pushgateway() -> None:
+    """All of its groups, and no other's."""
+    ours = [Group("engine", "e1", "ours"), Group("router", "r1", "ours")]
+    theirs = Group("engine", "e1", "theirs")
+    with pushgateway() as url:
+        for group in (*ours, theirs):
+            push_to_gateway(url, group.job, CollectorRegistry(), group.key)
+        assert {pushed.group for pushed in groups_of(url, "ours")} == {*ours}
+
+        remove_application(url, "ours")
+
+        assert groups_of(url, "ours") == []
+        assert [pushed.group for pushed in groups_of(url, "theirs")] == [theirs]
