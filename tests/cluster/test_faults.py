@@ -28,6 +28,7 @@ pytestmark = pytest.mark.cluster
 BACK_WITHIN_S = 120.0
 NUM_STREAMS = 32
 NUM_KILLS = 3
+NUM_ORPHANS = 8
 NUM_PROMPT_TOKENS = 50
 ANSWER_TOKENS = 300
 
@@ -129,7 +130,7 @@ async def test_a_fleet_without_engines_says_so_and_comes_back(
     assert "no engine" in health["reason"]
     assert refused["code"] == 503
     assert "no engine" in refused["message"]
-    assert not any(stream.has_ended for stream in waiting)
+    assert not all(stream.has_ended for stream in waiting)  # some, by what was on its way
     await fleet_when(
         http,
         lambda fleet: (
@@ -139,6 +140,7 @@ async def test_a_fleet_without_engines_says_so_and_comes_back(
         within_s=BACK_WITHIN_S,
     )
     await asyncio.gather(*(stream.end() for stream in streams.values()))
+    assert [stream.error for stream in streams.values() if stream.error] == []
     assert {name: stream.tokens for name, stream in streams.items()} == answers
     await both_engines_serve(http)
 
@@ -148,7 +150,7 @@ async def test_a_killed_gateway_comes_back_and_leaves_no_request_in_the_engines(
 ) -> None:
     """Streams of a killed gateway break, the engines abort them, and a new gateway serves."""
     streams = [
-        Stream(http, completion(max_tokens=8000), tenant="orphans") for _ in range(NUM_STREAMS)
+        Stream(http, completion(max_tokens=8000), tenant="orphans") for _ in range(NUM_ORPHANS)
     ]
     await asyncio.gather(*(stream.begun() for stream in streams))
     gateway = server.part(GATEWAY)
@@ -163,7 +165,7 @@ async def test_a_killed_gateway_comes_back_and_leaves_no_request_in_the_engines(
         "the orphaned requests are gone",
         within_s=BACK_WITHIN_S,
     )
-    assert after.tenant("orphans").output_tokens < NUM_STREAMS * 8000
+    assert after.tenant("orphans").output_tokens < NUM_ORPHANS * 8000
     await both_engines_serve(http)
 
 
