@@ -122,8 +122,8 @@ class EngineReplica:
             self._engine_args,
             outlets=outlets,
             application=application_name() if outlets.is_any else "",
-            # Nobody would read them where they have no outlet.
-            has_vllm_metrics=self._plan.has_vllm and outlets.is_any,
+            # Outlet or not: gateways time requests by what an engine that counts tells with them.
+            has_vllm_metrics=self._plan.has_vllm,
         )
 
     def _open_outlet(self, order: EngineOrder) -> None:

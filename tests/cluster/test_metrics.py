@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ops.alerts.files import rules_yaml
 from ops.dashboards.boards import BOARDS
@@ -14,12 +15,14 @@ from tests.cluster.traffic import complete, completion
 from tests.ops.dashboards.test_boards import as_grafana_asks
 from tests.ops.prometheus import Prometheus, needs_prometheus, prometheus, soon
 
-pytestmark = [pytest.mark.cluster, needs_prometheus]
+pytestmark = pytest.mark.cluster
 
 NUM_STREAMS = 2 * NUM_ENGINES * NUM_SEATS  # twice what runs at once
+LONGEST_S = 300.0  # no request of these tests is on its way for longer
 QUERIES = [curve.query for board in BOARDS for curve in board.curves()]
 
 
+@needs_prometheus
 async def test_every_panels_query_has_series_of_the_served_fleet(
     server: Program, http: httpx.AsyncClient, pushed_to: str | None, tmp_path: Path
 ) -> None:
@@ -39,6 +42,25 @@ async def test_every_panels_query_has_series_of_the_served_fleet(
         for task in load:
             task.cancel()
         await asyncio.gather(*load, return_exceptions=True)
+
+
+@pytest.mark.parametrize("part", ["queue", "prefill", "decode"])
+async def test_vllm_times_requests_by_its_engines_clock(
+    server: Program, http: httpx.AsyncClient, part: str
+) -> None:
+    """The parts of a request's time are seconds: gateways and engines count, both or neither."""
+    await complete(http, completion(max_tokens=4), tenant="timed")
+
+    text = (await http.get("/metrics")).text
+    name = f"vllm:request_{part}_time_seconds"
+    sums = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in (f"{name}_sum", f"{name}_count")
+    }
+    assert sums[f"{name}_count"] > 0
+    assert 0 <= sums[f"{name}_sum"] / sums[f"{name}_count"] < LONGEST_S
 
 
 async def keep_asking(http: httpx.AsyncClient, tenant: str, number: int) -> None:
