@@ -28,7 +28,7 @@ class SwapTiming:
         self._steps_s = 0.0  # together
         self._waits_s = 0.0
         self._typical = _TypicalStep(0.0, 0.0)
-        self._num_new_steps = _STEPS_PER_MEDIAN  # since that was worked out
+        self._num_new_steps = 0  # since that was worked out
         self._planned_wait_s = 0.0  # in the step that is being scheduled
 
     def add_out(self, num_blocks: int, seconds: float) -> None:
@@ -50,8 +50,14 @@ class SwapTiming:
         self._steps.append(_Step(num_requests, seconds, wait_s))
         self._steps_s += seconds
         self._waits_s += wait_s
-        self._num_new_steps += 1
         self._planned_wait_s = 0.0
+        self._num_new_steps += 1
+        if self._num_new_steps >= min(_STEPS_PER_MEDIAN, len(self._steps)):
+            self._num_new_steps = 0
+            self._typical = _TypicalStep(
+                median(step.num_requests for step in self._steps),
+                median(step.seconds for step in self._steps),
+            )
 
     def plan_wait(self, num_blocks: int) -> None:
         """The step that is being scheduled will wait for a load of so many blocks."""
@@ -73,7 +79,7 @@ class SwapTiming:
         seconds_per_block = self._out.seconds_per_block
         if not self._steps or not seconds_per_block:
             return None
-        return int(share * self._typical_step.seconds / seconds_per_block) + 1
+        return int(share * self._typical.seconds / seconds_per_block) + 1
 
     def is_worth_going_on(self, num_blocks: int) -> bool:
         """Whether to load beside the running requests instead of before their next step.
@@ -84,22 +90,12 @@ class SwapTiming:
         """
         if not self._steps:
             return False
-        typical = self._typical_step
+        typical = self._typical
         load_s = self.in_s(num_blocks)
         if typical.num_requests * load_s > typical.seconds:
             return True
         wait_s = self._waits_s + self._planned_wait_s + load_s
         return typical.num_requests > 1 and wait_s > _MOST_WAITING * self._steps_s
-
-    @property
-    def _typical_step(self) -> "_TypicalStep":
-        if self._num_new_steps >= min(_STEPS_PER_MEDIAN, len(self._steps)):
-            self._num_new_steps = 0
-            self._typical = _TypicalStep(
-                median(step.num_requests for step in self._steps),
-                median(step.seconds for step in self._steps),
-            )
-        return self._typical
 
 
 class _Rate:

@@ -39,23 +39,19 @@ class StepCosts:
         """Take note of a step that did something."""
         self._steps.append((prefill_tokens, decodes, step_s))
         self._num_unfitted += 1
+        if self._num_unfitted >= STEPS_PER_FIT:
+            self._num_unfitted = 0
+            self._typical_step_s = median(seconds for *_, seconds in self._steps)
+            self._token_s = self._fitted_token_s()
 
     def recompute_s(self, num_tokens: int) -> float:
         """What the steps that prefill so many tokens again take longer; infinite while unknown."""
-        self._fit_now_and_then()
         return num_tokens * self._token_s
 
     @property
     def typical_step_s(self) -> float:
         """The median; 0 while unknown."""
-        self._fit_now_and_then()
         return self._typical_step_s
-
-    def _fit_now_and_then(self) -> None:
-        if self._num_unfitted >= STEPS_PER_FIT:
-            self._num_unfitted = 0
-            self._typical_step_s = median(seconds for *_, seconds in self._steps)
-            self._token_s = self._fitted_token_s()
 
     def _fitted_token_s(self) -> float:
         table = np.array(self._steps)
