@@ -98,6 +98,7 @@ class FleetScheduler:
         self._seating = Seating(self._requests, random)
         self._starvation = StarvationGuard(limits.max_wait_s)
         self._called: dict[str, Placement] = {}
+        self._stuck_at: int | None = None  # whose turn it was as no place was left
         self._ledger = ServiceLedger(max_tenants=limits.max_tenants)
         self._output_lengths = OutputLengths()
         self._warmth = Warmth(
@@ -129,6 +130,7 @@ class FleetScheduler:
         self._ledger.open(engine_id)
         self._engines[engine_id] = JoinedEngine(capacity)
         self._seating.join(engine_id, capacity)
+        self._stuck_at = None
 
     def leave(self, engine_id: str) -> list[str]:
         """Give an engine up; return the requests that are lost with it."""
@@ -208,6 +210,7 @@ class FleetScheduler:
             self._settle(engine_id, report)
         for request in self._gone(engine_id, report):
             self._forget(request)
+        self._stuck_at = None
         self._seating.note_report(engine_id, num_ended=len(report.finished), num_steps=num_steps)
 
     def priority_changes(self, engine_id: str) -> dict[str, int]:
@@ -312,6 +315,8 @@ class FleetScheduler:
         self._weigh(request)
         [request.priority] = self._priorities([request])
         self._line.add(request, request.priority)
+        if self._stuck_at is not None and request.priority < self._stuck_at:
+            self._stuck_at = None
 
     def _charge_unreported(self, moved: TrackedRequest, request: TrackedRequest) -> None:
         """Charge what an engine did before it was lost and did not come to report."""
@@ -322,14 +327,18 @@ class FleetScheduler:
     def _call_up(self) -> None:
         """Give places to those in line, the most urgent first, until there is none for one.
 
+        Nobody looks for a place again before there may be one: a report, a new order, a departure.
         One that may not go everywhere holds up nobody: there may be room where it may not go.
         """
+        if self._stuck_at is not None:
+            return
         for request, priority in self._line.in_order():
             warm = self._warmth.engine(request, request.prefixes)
             engine_id = self._seating.choose(request, priority, warm=warm, avoid=request.avoid)
             if engine_id is None and request.avoid:
                 continue
             if engine_id is None:
+                self._stuck_at = priority
                 return
             request.priority = priority
             self._seat(request, engine_id)
@@ -362,6 +371,7 @@ class FleetScheduler:
         self._requests.await_sign(request, until_s)
 
     def _forget(self, request: TrackedRequest) -> None:
+        self._stuck_at = None
         if request.engine_id is None:
             self._line.remove(request.request_id)
         self._requests.remove(request)
@@ -479,4 +489,5 @@ class FleetScheduler:
             self._forget(request)
         self._policy.rerank(now_s, int(self._num_steps))
         self._starvation.update(now_s)
+        self._stuck_at = None
         self._line.reorder(self._priorities(self._line.requests))
