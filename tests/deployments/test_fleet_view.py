@@ -321,9 +321,9 @@ async def test_engines_that_come_and_go_leave_nothing_behind() -> None:
 
 
 async def test_a_request_waits_in_line_until_it_is_called() -> None:
-    """No time is set for that: the router has answered, and says hello as ever."""
+    """However long that is: the router has answered, and says hello as ever."""
     with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
-        async with joined(router, admit_timeout_s=0.5) as view:
+        async with joined(router) as view:
             router.place = lambda _: InLine()
             placing = asyncio.create_task(view.place(admit("r1")))
             await until(lambda: router.asked(Admit))
