@@ -118,6 +118,14 @@ async def test_a_fleet_without_engines_says_so_and_comes_back(
         (kind, index): Stream(http, body(kind, index), tenant="streams") for kind, index in answers
     }
     await asyncio.gather(*(streams["greedy", index].begun() for index in range(2)))
+    await fleet_when(
+        http,
+        lambda fleet: (
+            fleet.tenant("streams").live + sum(stream.has_ended for stream in streams.values())
+            >= len(streams)
+        ),
+        "none of the requests is still to come: those that find no engine are refused",
+    )
 
     for replica in replicas:
         replica.kill()

@@ -72,7 +72,7 @@ def test_a_port_in_use_names_its_holder(model: str) -> None:
         ("{modle: demo}", ("args.modle", "no such setting", "model")),
         ("{replicas: many}", ("args.replicas", "integer", "many")),
         ("{replicas: 0}", ("args.replicas", "greater than or equal to 1")),
-        ("{fairness: {policy: luck}}", ("args.fairness.policy", "vtc")),
+        ("{fairness: {policy: luck}}", ("args.fairness", "no policy 'luck'", "vtc")),
         ("{fairness: {kwantum: 1}}", ("args.fairness.kwantum", "quantum")),
         ("{tenants: {'a b': {}}}", ("args.tenants", "letters")),
         ("{host_kv_gib: -1}", ("args.host_kv_gib", "greater than or equal to 0")),
