@@ -51,14 +51,14 @@ class RequestFailedError(BenchError):
 
 
 class UnevenLoadError(BenchError):
-    """A tenant that was to want more all the time did not."""
+    """A tenant that was to want more all the time did not, for half of it or longer."""
 
     def __init__(self, tenant: str) -> None:
         super().__init__(tenant)
         self.tenant = tenant
 
     def __str__(self) -> str:
-        return f"tenant {self.tenant} did not want more all the time: its share says nothing"
+        return f"tenant {self.tenant} did not want more all the time: shares would say nothing"
 
 
 class EngineFailedError(BenchError):

@@ -14,7 +14,7 @@ longest input, which counts as served when it starts and in the readings when it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 
 from app.settings import AppArgs
 from ops.bench.errors import UnevenLoadError
@@ -37,19 +37,24 @@ def jain_index(values: Sequence[float]) -> float:
 
 
 def backlogged(glances: Sequence[Glance], tenants: Sequence[str]) -> Sequence[Glance]:
-    """The glances from the moment on in which all of these tenants want more.
+    """The longest stretch of the glances in which all of these tenants want more.
+
+    A moment in which one's clients are behind with asking ends a stretch.
 
     Raises:
-        UnevenLoadError: one of them stops to, or they never all do.
+        UnevenLoadError: none lasts half the time.
     """
-    wanting = [[glance.is_backlogged(tenant) for tenant in tenants] for glance in glances]
-    begin = next((n for n, each in enumerate(wanting) if all(each)), len(glances))
-    if begin > len(glances) - 2:
-        raise UnevenLoadError(", ".join(tenants))
-    for each in wanting[begin:]:
-        if not all(each):
-            raise UnevenLoadError(tenants[each.index(False)])
-    return glances[begin:]
+    stretches = [
+        list(stretch)
+        for all_want, stretch in groupby(
+            glances, lambda glance: all(glance.is_backlogged(tenant) for tenant in tenants)
+        )
+        if all_want
+    ]
+    longest = max(stretches, key=_lasts_s, default=[])
+    if len(longest) < 2 or _lasts_s(longest) < _lasts_s(glances) / 2:
+        raise UnevenLoadError(", ".join(_content(glances, tenants) or tenants))
+    return longest
 
 
 def evenness(glances: Sequence[Glance], tenants: Sequence[str]) -> Evenness:
@@ -89,6 +94,17 @@ def peak_service(glances: Sequence[Glance], span_s: float) -> float:
         given = glances[end].service - glances[begin].service
         peak = max(peak, given * min(1.0, span_s / took_s))
     return peak
+
+
+def _lasts_s(glances: Sequence[Glance]) -> float:
+    return glances[-1].at_s - glances[0].at_s if glances else 0.0
+
+
+def _content(glances: Sequence[Glance], tenants: Sequence[str]) -> list[str]:
+    """The tenants that at some time had all they wanted."""
+    return [
+        tenant for tenant in tenants if not all(glance.is_backlogged(tenant) for glance in glances)
+    ]
 
 
 def _served(glance: Glance, tenant: str) -> float:

@@ -1,15 +1,11 @@
 """A load on a server and what came of it: the messages to and from the client process.
 
-Owns starting that process, so that neither parsing nor the benchmark's own work takes its turns
-in between. What the client does stands in ``ops.bench.client``.
+What the client does stands in ``ops.bench.client``.
 """
-
-import subprocess
-import sys
 
 import msgspec
 
-from ops.bench.errors import RequestFailedError
+from ops.bench.client_process import run_client
 from ops.bench.workload import WorkItem
 
 MODULE = "ops.bench.client"
@@ -56,13 +52,4 @@ def put_load(load: Load) -> LoadResult:
     Raises:
         RequestFailedError: one of the requests did not end well.
     """
-    process = subprocess.run(
-        [sys.executable, "-m", MODULE],
-        input=msgspec.msgpack.encode(load),
-        capture_output=True,
-        check=False,
-    )
-    if process.returncode:
-        said = process.stderr.decode(errors="replace").strip()
-        raise RequestFailedError(said.splitlines()[-1] if said else "the client process ended")
-    return msgspec.msgpack.decode(process.stdout, type=LoadResult)
+    return run_client(MODULE, load, LoadResult)

@@ -1,18 +1,14 @@
 """The load of several tenants on one server: the messages to and from the client process.
 
-Owns what a load is and starting that process, so that neither parsing nor the benchmark's own
-work takes its turns in between. What the client does stands in ``ops.bench.tenant_client``,
-what loads are made of in ``ops.bench.tenant_work``.
+Owns what a load is. What the client does stands in ``ops.bench.tenant_client``, what loads are
+made of in ``ops.bench.tenant_work``.
 
 All times are seconds since the load began, ``begin_s`` aside.
 """
 
-import subprocess
-import sys
-
 import msgspec
 
-from ops.bench.errors import RequestFailedError
+from ops.bench.client_process import run_client
 
 MODULE = "ops.bench.tenant_client"
 
@@ -99,13 +95,4 @@ def put_tenant_load(load: TenantLoad) -> TenantLoadResult:
     Raises:
         RequestFailedError: a request broke off, or the client could not go on.
     """
-    process = subprocess.run(
-        [sys.executable, "-m", MODULE],
-        input=msgspec.msgpack.encode(load),
-        capture_output=True,
-        check=False,
-    )
-    if process.returncode:
-        said = process.stderr.decode(errors="replace").strip()
-        raise RequestFailedError(said.splitlines()[-1] if said else "the client process ended")
-    return msgspec.msgpack.decode(process.stdout, type=TenantLoadResult)
+    return run_client(MODULE, load, TenantLoadResult)

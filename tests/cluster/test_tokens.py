@@ -6,7 +6,7 @@ import random
 import httpx
 import pytest
 
-from tests.cluster.conftest import NUM_ENGINES
+from tests.cluster.conftest import NUM_ENGINES, NUM_SEATS
 from tests.cluster.fleet import fleet_when
 from tests.cluster.program import Program
 from tests.cluster.traffic import Stream, complete, completion
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.cluster
 
 async def test_both_engines_answer_alike(server: Program, http: httpx.AsyncClient) -> None:
     """The same prompts, run on both engines at once, streamed and not, give the same text."""
-    body = completion(max_tokens=400)
-    streams = [Stream(http, body, tenant="alike") for _ in range(4)]
-    whole = [asyncio.create_task(complete(http, body, tenant="alike")) for _ in range(4)]
+    body = completion(max_tokens=1500)
+    streams = [Stream(http, body, tenant="alike") for _ in range(NUM_SEATS)]
+    whole = [asyncio.create_task(complete(http, body, tenant="alike")) for _ in range(NUM_SEATS)]
     await fleet_when(
         http,
         lambda fleet: sum(engine.running > 0 for engine in fleet.engines.values()) == NUM_ENGINES,
@@ -26,7 +26,7 @@ async def test_both_engines_answer_alike(server: Program, http: httpx.AsyncClien
     )
     await asyncio.gather(*(stream.end() for stream in streams))
 
-    assert {stream.num_tokens for stream in streams} == {400}
+    assert {stream.num_tokens for stream in streams} == {1500}
     assert len({*await asyncio.gather(*whole), *(stream.text for stream in streams)}) == 1
 
 

@@ -70,6 +70,14 @@ def test_a_tenant_that_stops_wanting_more_makes_the_run_worthless(idle_at: int) 
         backlogged(glances, ["a", "b"])
 
 
+def test_a_moment_in_which_clients_are_behind_parts_a_run() -> None:
+    """The longer part is what is looked at."""
+    glances = [
+        glance(n, {"a": 0.0, "b": 0.0}, idle=frozenset({"b"} if n == 1 else ())) for n in range(6)
+    ]
+    assert backlogged(glances, ["a", "b"]) == glances[2:]
+
+
 def test_tenants_that_never_all_want_more_are_named() -> None:
     """One reading is too few as well."""
     with pytest.raises(UnevenLoadError, match="tenant a, b did not"):

@@ -118,9 +118,14 @@ def test_targets_are_met_or_named() -> None:
 def test_an_equal_tenant_that_wants_no_more_spoils_the_phase() -> None:
     """Then its share says nothing, and no index is told."""
     phase = make_equal_phase(1, 1, 1, 1)
-    idle = glance(61.0, dict.fromkeys(EQUALS, 0.0), idle=frozenset({"short"}))
+    content = [
+        glance(
+            phase.glances[-1].at_s * times, dict.fromkeys(EQUALS, 0.0), idle=frozenset({"short"})
+        )
+        for times in (1.5, 3.0)
+    ]
     with pytest.raises(UnevenLoadError, match="short"):
-        share_out(Phase(60.0, phase.clients, [*phase.glances, idle]), SETTINGS)
+        share_out(Phase(60.0, phase.clients, [*phase.glances, *content]), SETTINGS)
 
 
 def test_a_flood_is_32_times_what_fills_the_engines() -> None:
