@@ -12,7 +12,8 @@ be overtaken by whoever is more urgent; in an engine's own queue it could not go
   instead, and policies can promise what they do. Who is displaced stays where its KV is.
 - Affinity: the engine that has the KV of the conversation, or of a prefix, keeps the request while
   its load is within ``AFFINITY_BOUND`` of the mean.
-- Nothing cached: the less loaded of two engines drawn at random ("the power of two choices").
+- Nothing cached: the less loaded of two engines drawn at random ("the power of two choices"); one
+  with a seat free, or somebody to displace, before one where the request would wait.
 """
 
 from bisect import bisect_right
@@ -119,8 +120,8 @@ class Seating:
         """
         engine_id = (
             self._warm(warm, request, priority, avoid)
-            or self._less_loaded_of_two(request, avoid)
-            or self._least_loaded_with_room(request, avoid)
+            or self._less_loaded_of_two(request, priority, avoid)
+            or self._least_loaded_with_room(request, priority, avoid)
             or self._where_outranked(priority, avoid)
         )
         if engine_id is not None:
@@ -145,19 +146,21 @@ class Seating:
         own = request.load_units / self._seats[engine_id].num_seats
         return self._load(engine_id) <= AFFINITY_BOUND * mean + own
 
-    def _less_loaded_of_two(self, request: TrackedRequest, avoid: Collection[str]) -> str | None:
+    def _less_loaded_of_two(
+        self, request: TrackedRequest, priority: int, avoid: Collection[str]
+    ) -> str | None:
         drawn = self._random.sample(self._engine_ids, min(2, len(self._engine_ids)))
-        return self._least_loaded(
-            one for one in drawn if one not in avoid and self._has_room(one, request)
+        return self._best(
+            (one for one in drawn if one not in avoid and self._has_room(one, request)), priority
         )
 
     def _least_loaded_with_room(
-        self, request: TrackedRequest, avoid: Collection[str]
+        self, request: TrackedRequest, priority: int, avoid: Collection[str]
     ) -> str | None:
         with_room = [one for one in self._roomy if self._has_room(one, request)]
         # Looked at again when something has changed: this is asked for each request that waits.
         self._roomy = dict.fromkeys(with_room)
-        return self._least_loaded(one for one in with_room if one not in avoid)
+        return self._best((one for one in with_room if one not in avoid), priority)
 
     def _where_outranked(self, priority: int, avoid: Collection[str]) -> str | None:
         outranked = [
@@ -168,10 +171,20 @@ class Seating:
         if not outranked:
             return None
         worst = max(self._worst_priority(one) for one in outranked)
-        return self._least_loaded(one for one in outranked if self._worst_priority(one) == worst)
+        with_worst = (one for one in outranked if self._worst_priority(one) == worst)
+        return min(with_worst, key=self._load)
 
-    def _least_loaded(self, engine_ids: Iterator[str]) -> str | None:
-        return min(engine_ids, key=self._load, default=None)
+    def _best(self, engine_ids: Iterator[str], priority: int) -> str | None:
+        """The least loaded of those where the request runs at once, else of all."""
+        return min(
+            engine_ids,
+            key=lambda one: (not self._runs_at_once(one, priority), self._load(one)),
+            default=None,
+        )
+
+    def _runs_at_once(self, engine_id: str, priority: int) -> bool:
+        is_seat_free = self._requests.num_on(engine_id) < self._seats[engine_id].num_seats
+        return is_seat_free or self._is_outranked(engine_id, priority)
 
     def _count_engines(self) -> None:
         self._engine_ids = list(self._seats)

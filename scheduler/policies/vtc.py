@@ -11,6 +11,11 @@ the request goes. It is kept apart from the service, so giving it back can neith
 nor leave a credit, and it stays while a request is displaced: giving it back then would put
 its tenant in front again at once, and the two would displace each other for ever.
 
+Equals. Tenants whose counters are about equal share a rank, and among them those that ask for
+little go first: who has fewer requests than half the mean can be given a place for each at little
+cost to the others. Else a tenant that comes back from idle, lifted to the counter of one with
+hundreds in line, would wait behind them all until that one's counter has moved on.
+
 Classes. Requests are ranked by tenant and class, and batch work as if its tenant's counter
 stood ``batch_lag`` higher. So who waits for an answer goes first in a burst of up to that much
 service, and from then on the two take turns: no strict order of classes, nobody starves, and in
@@ -29,7 +34,7 @@ aborted widens this by what it gives back. A tenant with interactive work waitin
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -73,11 +78,28 @@ class _Lane:
     service_class: ServiceClass
     lag: float  # by how much it ranks behind the tenant's counter
     num_live: int = 0
-    rank: int = 0  # kept here too: it is read for every live request
+    is_modest: bool = False  # it asks for little, beside the others
+    rank: int = 0  # read for every live request
 
     @property
     def counter(self) -> float:
         return self.account.counter + self.lag
+
+    def place(self, group: int, mean_live: float) -> None:
+        """Give it its rank; ``mean_live`` is how many requests a unit of weight has live.
+
+        Between half of that and the whole it stays what it is, so that a request more or less
+        changes nothing.
+        """
+        asked = self.num_live / self.account.weight
+        self.is_modest = asked <= (mean_live if self.is_modest else mean_live / 2)
+        self.rank = 2 * group + (not self.is_modest)
+
+
+def _mean_live(lanes: Collection[_Lane]) -> float:
+    """How many requests a unit of weight has live; 0 without any."""
+    weight = sum(lane.account.weight for lane in lanes)
+    return sum(lane.num_live for lane in lanes) / weight if weight else 0.0
 
 
 def _level(lane: _Lane) -> float | None:
@@ -115,6 +137,7 @@ class VirtualTokenCounter:
         self._last_left = 0.0
         self._lane_of: dict[int, _Lane] = {}  # by the live request's identity
         self._groups = RankGroups[_Lane](quantum)
+        self._mean_live = 0.0  # requests per unit of weight at the last ranking
         self._least = {each: LeastCounter(_level) for each in ServiceClass}
 
     def reweigh(self) -> None:
@@ -137,8 +160,8 @@ class VirtualTokenCounter:
             lane = _Lane(account, service_class, self._lags[service_class])
             account.lanes[service_class] = lane
             self._groups.insert(lane, lane.counter)
-            lane.rank = self._groups.ranks[lane]
         lane.num_live += 1
+        lane.place(self._groups.ranks[lane], self._mean_live)
         if lane.num_live == 1:
             self._least[service_class].note(lane)
         self._lane_of[id(request)] = lane
@@ -179,8 +202,9 @@ class VirtualTokenCounter:
         lanes = [lane for account in accounts for lane in account.lanes.values()]
         self._renew_least()  # rounding makes counters fall by a trace that nobody noted
         self._groups.update({lane: lane.counter for lane in lanes})
-        for lane, rank in self._groups.ranks.items():
-            lane.rank = rank
+        self._mean_live = _mean_live(lanes)
+        for lane, group in self._groups.ranks.items():
+            lane.place(group, self._mean_live)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
         lane_of = self._lane_of

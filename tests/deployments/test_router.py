@@ -223,7 +223,7 @@ async def test_past_an_engines_places_requests_wait_until_they_are_called(
         await call(Report("engine-a", progress(2, finished=[ended])))
 
         await until(lambda: pushes)
-        assert pushes == [Called("x", "engine-a", 0)]
+        assert pushes == [Called("x", "engine-a", 1)]
         assert (await snapshot(call))["totals"]["in_line"] == 1
 
 

@@ -93,7 +93,7 @@ def live(
     *,
     conversation: str | None = None,
     done: tuple[int, int] = (0, 0),
-    priority: int = 0,
+    priority: int = 1,
     is_running: bool = True,
 ) -> LiveRequest:
     """A request of 100 prompt tokens with ``done`` prompt and output tokens behind it."""
@@ -350,7 +350,7 @@ def test_a_request_that_nobody_announced_is_adopted() -> None:
 
     fleet.on_report("e1", progress(1, [live("r1", done=(100, 5), priority=3)]))
     assert live_ids(fleet) == {"r1"}
-    assert fleet.priority_changes("e1") == {"r1": 0}
+    assert fleet.priority_changes("e1") == {"r1": 1}
     fleet.on_report(
         "e1", progress(2, [live("r1", done=(100, 6))], is_full=True, totals={"acme": (100, 6)})
     )
@@ -460,7 +460,7 @@ def test_priorities_are_recomputed_at_a_set_rate_and_sent_as_changes() -> None:
     clock.now_s += UPDATE_S / 2
     assert fleet.priority_changes("e1") == {}
     clock.now_s += UPDATE_S
-    assert fleet.priority_changes("e1") == {"busy": 1}
+    assert fleet.priority_changes("e1") == {"busy": 3}
     assert fleet.priority_changes("e1") == {}
 
 
@@ -472,22 +472,22 @@ def test_changes_that_got_lost_are_sent_again() -> None:
     clock.now_s += UPDATE_S
     fleet.priority_changes("e1")
 
-    fleet.on_report("e1", progress(3, [live("busy", "busy", done=(100, 51), priority=0)]))
+    fleet.on_report("e1", progress(3, [live("busy", "busy", done=(100, 51), priority=1)]))
 
-    assert fleet.priority_changes("e1") == {"busy": 1}
+    assert fleet.priority_changes("e1") == {"busy": 3}
 
 
 def test_requests_on_their_way_are_not_sent_priorities() -> None:
     """An engine is told only of requests that it has; those that arrive late are put right."""
     clock = HeldClock()
     fleet = two_tenants(clock)
-    assert fleet.admit(ask("late", "busy")) == Placement("e1", 0)
+    assert fleet.admit(ask("late", "busy")) == Placement("e1", 1)
     fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
     clock.now_s += UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"busy": 1}
+    assert fleet.priority_changes("e1") == {"busy": 3}
     fleet.on_report("e1", progress(3, [live("late", "busy", is_running=False)]))
-    assert fleet.priority_changes("e1") == {"late": 1}
+    assert fleet.priority_changes("e1") == {"late": 3}
 
 
 def test_counters_within_a_quantum_change_no_priority() -> None:
@@ -510,7 +510,7 @@ def test_a_clock_that_jumps_back_does_not_stop_the_ranking() -> None:
 
     clock.now_s += 1.5 * UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"busy": 1}
+    assert fleet.priority_changes("e1") == {"busy": 3}
 
 
 def test_a_policy_is_told_of_steps_that_never_run_back() -> None:
@@ -563,7 +563,7 @@ def test_new_weights_take_effect_while_requests_run() -> None:
     )
     clock.now_s += UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"quiet": 1}
+    assert fleet.priority_changes("e1") == {"quiet": 3}
     assert tenant(fleet, "busy")["entitled_share"] == 0.8
 
 
@@ -675,7 +675,7 @@ def test_without_a_checkpoint_service_comes_back_and_counters_start_level() -> N
         "e1",
         progress(
             1000,
-            [live("r1", "old", done=(100, 50)), live("r2", "new", done=(100, 5), priority=1)],
+            [live("r1", "old", done=(100, 50)), live("r2", "new", done=(100, 5), priority=3)],
             is_full=True,
             totals={"old": (10**9, 10**9), "new": (100, 5)},
         ),
@@ -683,7 +683,7 @@ def test_without_a_checkpoint_service_comes_back_and_counters_start_level() -> N
 
     assert tenant(fleet, "old")["service"] == 3.0e9
     assert tenant(fleet, "old")["counter"] == tenant(fleet, "new")["counter"] == 0.0
-    assert fleet.priority_changes("e1") == {"r2": 0}
+    assert fleet.priority_changes("e1") == {"r2": 1}
 
 
 def test_requests_of_an_engine_that_does_not_come_back_expire() -> None:
@@ -857,13 +857,13 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
         "service_share": 0.5,
         "entitled_share": 0.75,
         "counter": pytest.approx(100 / 3),
-        "rank": 0,
+        "rank": 1,
         "live": 2,
         "running": 1,
         "waiting": 1,
     }
     assert tenant(fleet, "b")["counter"] == 150.0
-    assert tenant(fleet, "b")["rank"] == 1
+    assert tenant(fleet, "b")["rank"] == 3
     assert tenant(fleet, "idle")["entitled_share"] == 0.0
     assert tenant(fleet, "idle")["rank"] is None
     here = engine(fleet, "e1")

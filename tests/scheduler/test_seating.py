@@ -106,6 +106,20 @@ def test_who_outranks_somebody_that_runs_need_not_wait() -> None:
     assert hall.choose(priority=URGENT) == "b"
 
 
+def test_where_a_request_would_wait_comes_after_where_it_runs() -> None:
+    """A free seat, or somebody to displace, outweighs any load."""
+    hall = Hall("a", "b")
+    hall.seat("a", SEATS, load=1.0)
+    hall.seat("b", SEATS - 1, load=10.0)
+    hall.seating.note_priorities("a", running=[5] * SEATS, others=[])
+
+    assert {hall.choose(priority=5) for _ in range(20)} == {"b"}
+    hall.seat("b", load=10.0)
+    hall.seating.note_priorities("b", running=[7] * SEATS, others=[])
+    assert {hall.choose(priority=5) for _ in range(SEATS // 2)} == {"b"}
+    assert hall.choose(priority=URGENT) == "a"
+
+
 def test_no_more_come_to_displace_others_than_can_run() -> None:
     """As many as may run before the next report; the rest wait where they can go elsewhere."""
     hall = Hall("a")

@@ -175,11 +175,11 @@ def test_ranks_follow_the_counters_when_ranked_anew() -> None:
     """Between rankings priorities stand still; the least served tenant then runs first."""
     vtc = make_vtc(quantum=100.0)
     ahead, behind = backlogged(vtc, ahead=51, behind=0)
-    assert vtc.priorities([ahead, behind]) == [0, 0]
+    assert vtc.priorities([ahead, behind]) == [1, 1]
 
     vtc.rerank(now_s=1.0, num_steps=0)
 
-    assert vtc.priorities([ahead, behind]) == [1, 0]
+    assert vtc.priorities([ahead, behind]) == [3, 1]
 
 
 def test_a_newcomer_runs_at_once_among_the_first() -> None:
@@ -191,7 +191,50 @@ def test_a_newcomer_runs_at_once_among_the_first() -> None:
 
     vtc.arrive(newcomer)
 
-    assert vtc.priorities([newcomer]) == [0]
+    assert vtc.priorities([newcomer]) == [1]
+
+
+def test_of_equals_who_asks_for_little_goes_first() -> None:
+    """A tenant back from idle does not wait behind the hundreds of one with the same counter."""
+    vtc = make_vtc(quantum=100.0)
+    crowd = [make_request("flood") for _ in range(100)]
+    for request in crowd:
+        vtc.arrive(request)
+    vtc.rerank(now_s=1.0, num_steps=0)
+    one = make_request("quiet")
+    vtc.arrive(one)
+
+    for _ in range(2):  # at once, and when all are ranked anew
+        [first, *others] = vtc.priorities([one, *crowd])
+        assert first < min(others)
+        vtc.rerank(now_s=2.0, num_steps=0)
+
+
+def test_who_asks_for_little_goes_first_among_equals_alone() -> None:
+    """More than a quantum ahead in service, it waits for its turn."""
+    vtc = make_vtc(quantum=100.0)
+    crowd = [make_request("flood") for _ in range(100)]
+    for request in crowd:
+        vtc.arrive(request)
+    [served] = backlogged(vtc, quiet=51)
+
+    vtc.rerank(now_s=1.0, num_steps=0)
+
+    assert vtc.priorities([served])[0] > max(vtc.priorities(crowd))
+
+
+def test_a_request_more_or_less_makes_nobody_ask_for_little() -> None:
+    """Tenants that ask for about the same have one rank while their counters are about equal."""
+    vtc = make_vtc(quantum=100.0)
+    requests = [
+        make_request(tenant) for tenant, count in (("a", 6), ("b", 10)) for _ in range(count)
+    ]
+    for request in requests:
+        vtc.arrive(request)
+
+    vtc.rerank(now_s=1.0, num_steps=0)
+
+    assert len({*vtc.priorities(requests)}) == 1
 
 
 def test_new_weights_price_what_is_to_come() -> None:
@@ -251,12 +294,12 @@ def test_batch_work_ranks_as_if_it_had_been_served_more() -> None:
     vtc.arrive(batch)
     [interactive] = backlogged(vtc, ahead=40)
     vtc.rerank(now_s=1.0, num_steps=0)
-    assert vtc.priorities([interactive, batch]) == [0, 1]
+    assert vtc.priorities([interactive, batch]) == [1, 3]
 
     advance(vtc, interactive, 0, 20)
     vtc.rerank(now_s=2.0, num_steps=0)
 
-    assert vtc.priorities([interactive, batch]) == [1, 0]
+    assert vtc.priorities([interactive, batch]) == [3, 1]
 
 
 def test_a_tenant_has_work_of_both_classes() -> None:
@@ -268,7 +311,7 @@ def test_a_tenant_has_work_of_both_classes() -> None:
         start(vtc, request)
     vtc.rerank(now_s=1.0, num_steps=0)
 
-    assert vtc.priorities([talk, work]) == [0, 1]
+    assert vtc.priorities([talk, work]) == [1, 3]
     assert vtc.counters() == {"acme": 200.0}
 
 
@@ -282,7 +325,7 @@ def test_a_tenant_of_class_batch_cannot_call_itself_interactive() -> None:
         vtc.arrive(request)
     vtc.rerank(now_s=1.0, num_steps=0)
 
-    assert vtc.priorities([bold, plain]) == [1, 0]
+    assert vtc.priorities([bold, plain]) == [3, 1]
 
 
 def test_a_tenant_is_lifted_to_those_of_its_class() -> None:
@@ -307,7 +350,7 @@ def test_a_class_new_to_the_fleet_is_lifted_to_the_other() -> None:
     vtc.rerank(now_s=1.0, num_steps=0)
 
     assert vtc.counters()["batch"] == 1000.0
-    assert vtc.priorities([interactive, batch]) == [0, 1]
+    assert vtc.priorities([interactive, batch]) == [1, 3]
 
 
 def test_a_request_that_moves_keeps_its_tenant_backlogged() -> None:
@@ -320,7 +363,7 @@ def test_a_request_that_moves_keeps_its_tenant_backlogged() -> None:
     vtc.arrive(new)
     vtc.depart(old)
 
-    assert vtc.priorities([new]) == [0]
+    assert vtc.priorities([new]) == [1]
 
 
 def serve_waiting(
