@@ -62,10 +62,9 @@ def running(command: ServerCommand) -> Iterator[Server]:
     argv = [argument.replace(PORT, str(port)) for argument in command.argv]
     environment = {**os.environ, **command.environment}
     with tempfile.TemporaryFile() as log:
-        # Its own session: Ctrl-C is this process's to hand on.
-        process = subprocess.Popen(
-            argv, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        # Its own group: Ctrl-C is this process's to hand on. Not a session of its own: where Linux
+        # shares the processor by session (autogroup), clients would stand still for seconds.
+        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, process_group=0)
         try:
             _wait_until_ready(command.name, process, port, log)
             model, max_model_len = _served_model(port)

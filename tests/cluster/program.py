@@ -79,7 +79,7 @@ def running(arguments: Sequence[str], log: Path) -> Iterator[Program]:
             stdout=output,
             stderr=output,
             env={**os.environ, MARK: str(port)},
-            start_new_session=True,
+            process_group=0,
         )
     program = Program(process, port, log)
     try:
