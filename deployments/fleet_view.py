@@ -2,8 +2,8 @@
 
 Owns the lines to the engines and keeps them in step with the router's directory. The router
 chooses the engine; while it is away the gateway chooses by its own load and gives a tenant's
-requests the priority that tenant had last, so nothing waits for a router, and nobody is held to a
-limit that only the router could count against.
+requests the priority that tenant had last, and a stranger's the most urgent that any had, so
+nothing waits for a router, and nobody is held to a limit that only the router could count against.
 """
 
 import asyncio
@@ -210,7 +210,8 @@ class FleetView:
             raise NoEngineLeftError
         link = min(candidates, key=lambda link: self._num_open[link.card.engine_id])
         self._num_open[link.card.engine_id] += 1
-        return link, self._last_priority.get(admit.request.tenant, 0)
+        most_urgent = min(self._last_priority.values(), default=0)
+        return link, self._last_priority.get(admit.request.tenant, most_urgent)
 
     def _remember(self, tenant: str, priority: int) -> None:
         self._last_priority[tenant] = priority

@@ -224,15 +224,15 @@ class FleetScheduler:
         self._engine(engine_id)
         self._rank_if_due()
         changes = {}
+        worst_running: int | None = None
         requests = self._requests.on_engine(engine_id)
-        for request, priority in zip(requests, self._priorities(requests), strict=True):
+        priorities = self._priorities(requests)
+        for request, priority in zip(requests, priorities, strict=True):
             if priority != request.priority and request.is_seen:
                 changes[request.request_id] = request.priority = priority
-        self._seating.note_priorities(
-            engine_id,
-            [request.priority for request in requests if request.is_running],
-            [request.priority for request in requests if not request.is_running],
-        )
+            if request.is_running and (worst_running is None or priority > worst_running):
+                worst_running = priority
+        self._seating.note_priorities(engine_id, priorities, worst_running=worst_running)
         return changes
 
     def tools_called(self, tenant: str, conversation: str, tools: Iterable[str]) -> None:
@@ -267,7 +267,7 @@ class FleetScheduler:
             policy_state=self._policy.save(),
             ledger=self._ledger.checkpoint(),
             # Those in line are placed by their gateways once this fleet is gone.
-            requests=[copy(each) for each in self._requests.all() if each.engine_id is not None],
+            requests=[_saved(each) for each in self._requests.all() if each.engine_id is not None],
             output_lengths=self._output_lengths.recent,
             quotas=self._quotas.checkpoint(),
         )
@@ -311,7 +311,7 @@ class FleetScheduler:
             self._starvation.forget(moved)
         self._take_in(request)
         if moved:  # only now: a tenant whose one request moves was never idle
-            self._policy.depart(moved)
+            self._depart(moved)
         self._weigh(request)
         [request.priority] = self._priorities([request])
         self._line.add(request, request.priority)
@@ -377,7 +377,11 @@ class FleetScheduler:
         self._requests.remove(request)
         self._starvation.forget(request)
         self._quotas.release(request.request_id)
+        self._depart(request)
+
+    def _depart(self, request: TrackedRequest) -> None:
         self._policy.depart(request)
+        request.note = None  # it may lead back to the request, and no collector looks for that
 
     def _on_live(self, engine_id: str, live: LiveRequest) -> None:
         request = self._requests.get(live.request_id)
@@ -389,7 +393,8 @@ class FleetScheduler:
             self._requests.note_sign(request)
             done = live.prompt_done, live.output_done
             self._move(engine_id, request, *done, is_running=live.is_running)
-            request.priority = live.priority
+            if request.priority != live.priority:  # else let all equals share one number's object
+                request.priority = live.priority
 
     def _on_finished(self, engine_id: str, finished: FinishedRequest) -> None:
         request = self._requests.get(finished.request_id)
@@ -491,3 +496,9 @@ class FleetScheduler:
         self._starvation.update(now_s)
         self._stuck_at = None
         self._line.reorder(self._priorities(self._line.requests))
+
+
+def _saved(request: TrackedRequest) -> TrackedRequest:
+    saved = copy(request)
+    saved.note = None
+    return saved

@@ -16,7 +16,6 @@ be overtaken by whoever is more urgent; in an engine's own queue it could not go
   with a seat free, or somebody to displace, before one where the request would wait.
 """
 
-from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -24,6 +23,7 @@ from random import Random
 from scheduler.admission import EngineCapacity
 from scheduler.lookahead import peak_tokens
 from scheduler.tracking import RequestTable, TrackedRequest
+from scheduler.worst_first import WorstFirst
 
 AFFINITY_BOUND = 1.25  # of the mean load: how much busier than others a warm engine may be
 # Predictions err, and memory that runs short costs a switch, memory that lies idle throughput.
@@ -37,8 +37,7 @@ PLACES_PER_END = 2.0
 class _Seats:
     """One engine. ``priorities`` are those of its requests as of its last report.
 
-    They are put in order when somebody asks. ``worst_priority`` is that of the least urgent one
-    that runs.
+    ``worst_running`` is that of the least urgent one that runs.
     """
 
     num_seats: int
@@ -46,19 +45,11 @@ class _Seats:
     num_ended: float = 0.0  # requests per report, lately
     num_steps: float = 0.0  # per report, lately at most
     priorities: list[int] = field(default_factory=list)
-    are_sorted: bool = True
-    worst_priority: int | None = None
-
-    def add(self, priority: int) -> None:
-        self.priorities.append(priority)
-        self.are_sorted = False
+    worst_running: int | None = None
 
     def num_as_urgent(self, priority: int) -> int:
         """Requests with this priority or a better one."""
-        if not self.are_sorted:
-            self.priorities.sort()  # almost in order: quick
-            self.are_sorted = True
-        return bisect_right(self.priorities, priority)
+        return sum(other <= priority for other in self.priorities)
 
     @property
     def num_runnable(self) -> float:
@@ -84,6 +75,7 @@ class Seating:
         self._engine_ids: list[str] = []
         self._num_seats = 0  # of all engines
         self._roomy: dict[str, None] = {}
+        self._worst_first = WorstFirst()
 
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:
         self._seats[engine_id] = _Seats(
@@ -97,6 +89,7 @@ class Seating:
         if self._seats.pop(engine_id, None) is not None:
             self._count_engines()
             self._roomy.pop(engine_id, None)
+            self._worst_first.drop(engine_id)
 
     def note_report(self, engine_id: str, *, num_ended: int, num_steps: int) -> None:
         """What an engine did since its last report: requests that ended, steps it made."""
@@ -105,11 +98,16 @@ class Seating:
         seats.num_steps = max(num_steps, seats.num_steps + (num_steps - seats.num_steps) / 16)
         self._roomy[engine_id] = None
 
-    def note_priorities(self, engine_id: str, running: list[int], others: list[int]) -> None:
-        """An engine's requests have these priorities, those that run and the others."""
+    def note_priorities(
+        self, engine_id: str, priorities: list[int], *, worst_running: int | None
+    ) -> None:
+        """An engine's requests have these priorities, and of those that run the last has this."""
         seats = self._seats[engine_id]
-        seats.worst_priority = max(running, default=None)
-        seats.priorities, seats.are_sorted = running + others, False
+        seats.priorities, seats.worst_running = priorities, worst_running
+        if worst_running is None:
+            self._worst_first.drop(engine_id)
+        else:
+            self._worst_first.put(engine_id, worst_running, self._load(engine_id))
 
     def choose(
         self, request: TrackedRequest, priority: int, *, warm: str | None, avoid: Collection[str]
@@ -125,8 +123,15 @@ class Seating:
             or self._where_outranked(priority, avoid)
         )
         if engine_id is not None:
-            self._seats[engine_id].add(priority)
+            self._note_chosen(engine_id, request, priority)
         return engine_id
+
+    def _note_chosen(self, engine_id: str, request: TrackedRequest, priority: int) -> None:
+        seats = self._seats[engine_id]
+        seats.priorities.append(priority)
+        if seats.worst_running is not None:
+            load = self._load(engine_id) + request.load_units / seats.num_seats
+            self._worst_first.put(engine_id, seats.worst_running, load)
 
     def _warm(
         self, warm: str | None, request: TrackedRequest, priority: int, avoid: Collection[str]
@@ -163,16 +168,12 @@ class Seating:
         return self._best((one for one in with_room if one not in avoid), priority)
 
     def _where_outranked(self, priority: int, avoid: Collection[str]) -> str | None:
-        outranked = [
-            one
-            for one in self._engine_ids
-            if one not in avoid and self._is_outranked(one, priority)
-        ]
-        if not outranked:
-            return None
-        worst = max(self._worst_priority(one) for one in outranked)
-        with_worst = (one for one in outranked if self._worst_priority(one) == worst)
-        return min(with_worst, key=self._load)
+        for engine_id, worst_running in self._worst_first:
+            if worst_running <= priority:
+                return None
+            if engine_id not in avoid and self._is_outranked(engine_id, priority):
+                return engine_id
+        return None
 
     def _best(self, engine_ids: Iterator[str], priority: int) -> str | None:
         """The least loaded of those where the request runs at once, else of all."""
@@ -208,11 +209,6 @@ class Seating:
 
     def _is_outranked(self, engine_id: str, priority: int) -> bool:
         seats = self._seats[engine_id]
-        if seats.worst_priority is None or seats.worst_priority <= priority:
+        if seats.worst_running is None or seats.worst_running <= priority:
             return False
         return seats.num_as_urgent(priority) < seats.num_runnable
-
-    def _worst_priority(self, engine_id: str) -> int:
-        worst = self._seats[engine_id].worst_priority
-        assert worst is not None
-        return worst

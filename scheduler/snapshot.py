@@ -72,8 +72,11 @@ class FairnessView:
     def _presence(self) -> Mapping[str, _Presence]:
         presence: defaultdict[str, _Presence] = defaultdict(_Presence)
         requests = self.requests.all()
-        for request, rank in zip(requests, self.policy.priorities(requests), strict=True):
-            presence[request.tenant].count(request, rank)
+        priorities = self.policy.priorities(requests)
+        # Counted from the front, whatever numbers a policy uses.
+        ranks = {priority: rank for rank, priority in enumerate(sorted(set(priorities)))}
+        for request, priority in zip(requests, priorities, strict=True):
+            presence[request.tenant].count(request, ranks[priority])
         return presence
 
     def _tenants(

@@ -8,6 +8,7 @@ is decided elsewhere.
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from sys import intern
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,7 @@ class TrackedRequest(msgspec.Struct, gc=False):
     is_open_ended: bool = False
     prefixes: list[int] = []  # forgotten once it has been placed
     avoid: frozenset[str] = frozenset()
+    note: Any = None  # its policy's own, while it is live: not for checkpoints
 
     @property
     def prompt_left(self) -> int:

@@ -61,6 +61,7 @@ class _Promise:
     late_slack_s: float  # what it is taken to have where it is late
     prompt_left: int
     has_answered: bool  # its first token is out
+    rank: int = 0
 
     @property
     def grace_s(self) -> float:
@@ -83,13 +84,14 @@ class Deadline(BasePolicy):
     ) -> None:
         super().__init__(service, shares)
         self._targets = targets
-        self._promises: dict[int, _Promise] = {}  # by the live request's identity
+        self._promises: dict[_Promise, None] = {}  # of the live requests
         self._groups = RankGroups[_Promise](slack_quantum_s)
         self._first_tokens = FirstTokenTimes()
         self._now_s = 0.0
 
     def arrive(self, request: TrackedRequest) -> None:
-        promise = self._promises[id(request)] = self._promised(request)
+        promise = request.note = self._promised(request)
+        self._promises[promise] = None
         slack_s = self._slacks_s([promise])[promise]
         self._groups.insert(promise, promise.late_slack_s if slack_s < 0 else slack_s)
 
@@ -98,7 +100,7 @@ class Deadline(BasePolicy):
 
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
         self._first_tokens.progress(request, tokens)
-        promise = self._promises[id(request)]
+        promise: _Promise = request.note
         promise.prompt_left = request.prompt_left
         if tokens.output:
             promise.has_answered = True
@@ -107,13 +109,13 @@ class Deadline(BasePolicy):
                 promise.due_s = self._now_s + promise.tbt_s
 
     def depart(self, request: TrackedRequest) -> None:
-        del self._promises[id(request)]
+        del self._promises[request.note]
         self._first_tokens.forget(request)
 
     def rerank(self, now_s: float, num_steps: int) -> None:
         self._now_s = now_s
         self._first_tokens.rank(now_s)
-        slacks_s = self._slacks_s(self._promises.values())
+        slacks_s = self._slacks_s(self._promises)
         negative = (promise for promise, slack_s in slacks_s.items() if slack_s < 0)
         late = [promise for promise in negative if slacks_s[promise] < -promise.grace_s]
         for promise in late:
@@ -123,8 +125,7 @@ class Deadline(BasePolicy):
         self._groups.update(slacks_s)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        ranks, promises = self._groups.ranks, self._promises
-        return [ranks[promises[id(request)]] for request in requests]
+        return [request.note.rank for request in requests]
 
     def _promised(self, request: TrackedRequest) -> _Promise:
         targets = self._targets[class_of(request, self._shares)]
@@ -164,6 +165,6 @@ class Deadline(BasePolicy):
         ]
         if not overdue:
             return ()
-        num_running = sum(promise.request.is_running for promise in self._promises.values())
+        num_running = sum(promise.request.is_running for promise in self._promises)
         num_places = max(1, num_running // LATE_PLACES)
         return nsmallest(num_places, overdue, key=lambda promise: promise.request.admitted_s)

@@ -64,9 +64,9 @@ class _Tag:
     """One live request on the timeline. ``charged`` is never below ``served``."""
 
     user: _User
-    finish: float
     charged: float  # service units
     served: float = 0.0  # service units, since it arrived
+    rank: int = 0
 
 
 class FairUser(BasePolicy):
@@ -92,7 +92,7 @@ class FairUser(BasePolicy):
         self._idle: OrderedDict[str, _User] = OrderedDict()  # left longest ago first
         self._weight_active = 0.0
         self._virtual = 0.0
-        self._tags: dict[int, _Tag] = {}  # by the live request's identity
+        self._finishes: dict[_Tag, float] = {}  # of the live requests
         self._groups = RankGroups[_Tag](quantum)
 
     def reweigh(self) -> None:
@@ -106,22 +106,24 @@ class FairUser(BasePolicy):
         user = self._activate(request.tenant)
         cost = self._predicted_units(request, user)
         user.finish = max(self._virtual, user.finish) + cost / user.weight
-        tag = self._tags[id(request)] = _Tag(user, user.finish, charged=cost)
-        self._groups.insert(tag, tag.finish)
+        tag = request.note = _Tag(user, charged=cost)
+        self._finishes[tag] = user.finish
+        self._groups.insert(tag, user.finish)
 
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
         units = self._service.units(tokens.prompt, tokens.output)
         self._virtual += units / self._weight_active
-        tag = self._tags[id(request)]
+        tag: _Tag = request.note
         tag.served += units
         overrun = tag.served - tag.charged
         if overrun > 0:
             tag.charged = tag.served
-            tag.finish += overrun / tag.user.weight
+            self._finishes[tag] += overrun / tag.user.weight
             tag.user.finish += overrun / tag.user.weight
 
     def depart(self, request: TrackedRequest) -> None:
-        tag = self._tags.pop(id(request))
+        tag: _Tag = request.note
+        del self._finishes[tag]
         user = tag.user
         _credit(user, tag.charged - tag.served)
         if request.output_done > 0:
@@ -141,11 +143,10 @@ class FairUser(BasePolicy):
             self._virtual += max(0.0, units) / self._weight_active
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
-        self._groups.update({tag: tag.finish for tag in self._tags.values()})
+        self._groups.update(self._finishes)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        ranks, tags = self._groups.ranks, self._tags
-        return [ranks[tags[id(request)]] for request in requests]
+        return [request.note.rank for request in requests]
 
     def counters(self) -> Mapping[str, float]:
         """By how much each tenant's last request finishes after V."""
@@ -174,8 +175,8 @@ class FairUser(BasePolicy):
             user.output_tokens = output_tokens
         for user, shift in shifts.items():
             user.finish += shift
-        for tag in self._tags.values():
-            tag.finish += shifts[tag.user]
+        for tag in self._finishes:
+            self._finishes[tag] += shifts[tag.user]
 
     def _predicted_units(self, request: TrackedRequest, user: _User) -> float:
         """Service that the request is expected to take from now on."""

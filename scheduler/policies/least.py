@@ -12,17 +12,22 @@ from typing import Generic, TypeVar
 
 Member = TypeVar("Member")
 
+_FEW = 64
+
 
 class LeastCounter(Generic[Member]):
     """Members by counters they had.
 
     ``counter`` gives a member's counter as it is, and None once it is no member. Every member
-    has an entry that is not above it; entries of those who have left go when they are met.
+    has an entry that is not above it; entries of those who have left go when they are met, or
+    when stale ones may outnumber the others. A fall as small as a rounding error need not be noted:
+    the least may be too high by that.
     """
 
     def __init__(self, counter: Callable[[Member], float | None]) -> None:
         self._counter = counter
         self._heap: list[tuple[float, int, Member]] = []
+        self._crowded_from = _FEW
 
     def note(self, member: Member) -> None:
         """A member has come, or its counter has fallen."""
@@ -38,6 +43,12 @@ class LeastCounter(Generic[Member]):
             if counter is not None:
                 self._heap.append((counter, id(member), member))
         heapify(self._heap)
+        self._crowded_from = 2 * len(self._heap) + _FEW
+
+    def drop_stale(self) -> None:
+        """Let go of entries that are no longer needed, if that is worth a look at all of them."""
+        if len(self._heap) > self._crowded_from:
+            self.renew({key: member for _, key, member in self._heap}.values())
 
     def least(self) -> float | None:
         """The least counter of all members, None where there is no member."""

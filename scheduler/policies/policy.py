@@ -4,8 +4,9 @@ The fleet tells a policy what happens to requests, in the order in which it happ
 policy says how urgent each live request is. A policy has no clock, no randomness and no
 engines of its own: what it needs it is given.
 
-A request is the same object from its arrival to its departure. One that moves to another
-engine arrives there, as another object under the same name, before it departs.
+A request is the same object from its arrival to its departure, and in between its ``note`` is the
+policy's: what it has to know of the request at each ranking is best kept there. One that moves to
+another engine arrives there, as another object under the same name, before it departs.
 """
 
 from collections.abc import Callable, Iterable, Mapping

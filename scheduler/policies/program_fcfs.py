@@ -55,7 +55,6 @@ class ProgramFirstComeFirstServed(BasePolicy):
         self._max_idle_programs = max_idle_programs
         self._live: dict[_Key, _Program] = {}
         self._idle: OrderedDict[_Key, _Program] = OrderedDict()  # left longest ago first
-        self._program_of: dict[int, _Program] = {}  # by the live request's identity
         self._next_place = 0
 
     def arrive(self, request: TrackedRequest) -> None:
@@ -63,17 +62,16 @@ class ProgramFirstComeFirstServed(BasePolicy):
         program = self._live.get(key) or self._idle.pop(key, None) or self._new_program()
         program.num_live += 1
         self._live[key] = program
-        self._program_of[id(request)] = program
+        request.note = program
 
     def depart(self, request: TrackedRequest) -> None:
-        program = self._program_of.pop(id(request))
+        program: _Program = request.note
         program.num_live -= 1
         if program.num_live == 0:
             self._rest(_key(request))
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        program_of = self._program_of
-        return [program_of[id(request)].place for request in requests]
+        return [request.note.place for request in requests]
 
     def save(self) -> bytes:
         programs = {**self._idle, **self._live}

@@ -23,43 +23,63 @@ wait for costs nothing on top, since it only keeps apart who may be apart.
 
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping
-from typing import Generic, TypeVar
+from math import inf, nan
+from typing import Generic, Protocol, TypeVar
 
-Owner = TypeVar("Owner", bound=Hashable)
+from scheduler.policies.numbering import MIDDLE, renumbered
+
+
+class Ranked(Hashable, Protocol):
+    """Who has a rank. It is kept with its owner, as it is read for every live request."""
+
+    rank: int
+
+
+Owner = TypeVar("Owner", bound=Ranked)
 
 
 class RankGroups(Generic[Owner]):
-    """Dense ranks by counter; owners whose counters are about equal share one.
+    """Ranks by counter; owners whose counters are about equal share one.
 
     Right after ``update`` no rank contradicts the order of the counters, and counters more
-    than the quantum apart have different ranks.
+    than the quantum apart have different ranks. Ranks are not counted from the front: a group
+    that keeps its place among the others keeps its rank (``numbering``).
     """
 
     def __init__(self, quantum: float) -> None:
         self._quantum = quantum
-        self._ranks: dict[Owner, int] = {}
-        self._firsts: list[float] = []  # the least counter of each group
-
-    @property
-    def ranks(self) -> Mapping[Owner, int]:
-        return self._ranks
+        # The least counter and the rank of each group. There is one for whoever comes first.
+        self._firsts, self._ranks = [-inf], [MIDDLE]
 
     def update(self, counters: Mapping[Owner, float]) -> None:
-        """Rank these anew and forget all others."""
-        before = self._ranks
-        self._ranks, self._firsts = {}, []
-        group_before: int | None = None
-        reach_old = reach_new = 0.0  # the highest counter the group at hand takes in
-        for owner in sorted(counters, key=counters.__getitem__):
-            counter = counters[owner]
-            rank_before = before.get(owner)
-            reach = reach_old if rank_before == group_before else reach_new
-            if not self._firsts or counter > reach:
-                self._firsts.append(counter)
-                group_before = rank_before
-                reach_old, reach_new = counter + self._quantum, counter + self._quantum / 2
-            self._ranks[owner] = len(self._firsts) - 1
+        """Rank these anew, all of whom were inserted; the others are gone."""
+        groups = self._grouped(counters)
+        if not groups:
+            return
+        self._firsts = [counters[group[0]] for group in groups]
+        # Who joins a group or leaves it does so at its edge: most had the middle one's rank.
+        self._ranks = renumbered([group[len(group) // 2].rank for group in groups])
+        for group, rank in zip(groups, self._ranks, strict=True):
+            for owner in group:
+                owner.rank = rank
 
     def insert(self, owner: Owner, counter: float) -> None:
         """Give one that comes between two updates the rank of the group below it."""
-        self._ranks[owner] = max(0, bisect_right(self._firsts, counter) - 1)
+        owner.rank = self._ranks[max(0, bisect_right(self._firsts, counter) - 1)]
+
+    def _grouped(self, counters: Mapping[Owner, float]) -> list[list[Owner]]:
+        """Owners in the order of their counters, those together that share a rank."""
+        groups: list[list[Owner]] = []
+        group: list[Owner] = []
+        rank_before: int | None = None  # of the group's first
+        reach_old = reach_new = nan  # the highest counter that it takes in; nobody's at the start
+        for owner in sorted(counters, key=counters.__getitem__):
+            counter = counters[owner]
+            if counter <= (reach_old if owner.rank == rank_before else reach_new):
+                group.append(owner)
+                continue
+            group = [owner]
+            groups.append(group)
+            rank_before = owner.rank
+            reach_old, reach_new = counter + self._quantum, counter + self._quantum / 2
+        return groups

@@ -4,14 +4,22 @@ For senders who know best and trust each other: a stream of urgent requests keep
 and nothing here stands in its way.
 """
 
-from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from scheduler.policies.base import BasePolicy
 from scheduler.policies.ranks import RankGroups
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShares
 from scheduler.tracking import TrackedRequest
+
+
+@dataclass(slots=True, eq=False)
+class _Level:
+    """The live requests of one priority: there is at least one."""
+
+    num_live: int = 0
+    rank: int = 0
 
 
 class StaticPriority(BasePolicy):
@@ -21,23 +29,26 @@ class StaticPriority(BasePolicy):
 
     def __init__(self, service: ServiceWeights, shares: TenantShares) -> None:
         super().__init__(service, shares)
-        self._num_live: Counter[int] = Counter()  # by priority
-        self._levels = RankGroups[int](0.0)
+        self._levels: dict[int, _Level] = {}  # by priority
+        self._groups = RankGroups[_Level](0.0)
 
     def arrive(self, request: TrackedRequest) -> None:
         priority = request.wishes.priority
-        self._num_live[priority] += 1
-        if priority not in self._levels.ranks:
-            self._levels.insert(priority, priority)
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = _Level()
+            self._groups.insert(level, priority)
+        level.num_live += 1
+        request.note = level
 
     def depart(self, request: TrackedRequest) -> None:
-        self._num_live[request.wishes.priority] -= 1
-        if not self._num_live[request.wishes.priority]:
-            del self._num_live[request.wishes.priority]
+        level: _Level = request.note
+        level.num_live -= 1
+        if not level.num_live:
+            del self._levels[request.wishes.priority]
 
     def rerank(self, now_s: float, num_steps: int) -> None:
-        self._levels.update({priority: priority for priority in self._num_live})
+        self._groups.update({level: priority for priority, level in self._levels.items()})
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        ranks = self._levels.ranks
-        return [ranks[request.wishes.priority] for request in requests]
+        return [request.note.rank for request in requests]

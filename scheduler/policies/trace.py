@@ -15,7 +15,7 @@ from scheduler.shares import TenantShares
 from scheduler.tracking import TrackedRequest
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Level:
     """The level of one live request, drawn by its conversation's name or its own."""
 
@@ -41,24 +41,24 @@ class TracePriorities(BasePolicy):
         self._seed = seed
         self._update_frequency = update_frequency  # per engine step
         self._update = 0
-        self._levels: dict[int, _Level] = {}  # by the live request's identity
+        self._levels: dict[_Level, None] = {}  # of the live requests
 
     def arrive(self, request: TrackedRequest) -> None:
         name = f"{request.tenant} {request.conversation or request.request_id}"
         level = self._pattern(self._seed, self._update, name, None)
-        self._levels[id(request)] = _Level(name, level)
+        request.note = _Level(name, level)
+        self._levels[request.note] = None
 
     def depart(self, request: TrackedRequest) -> None:
-        del self._levels[id(request)]
+        del self._levels[request.note]
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # engine steps are the clock here
         update = int(num_steps * self._update_frequency)
         if update <= self._update:
             return
         self._update = update
-        for each in self._levels.values():
+        for each in self._levels:
             each.level = self._pattern(self._seed, update, each.name, each.level)
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        levels = self._levels
-        return [levels[id(request)].level for request in requests]
+        return [request.note.level for request in requests]

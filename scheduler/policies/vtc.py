@@ -79,21 +79,22 @@ class _Lane:
     lag: float  # by how much it ranks behind the tenant's counter
     num_live: int = 0
     is_modest: bool = False  # it asks for little, beside the others
-    rank: int = 0  # read for every live request
+    rank: int = 0  # its group's
+    priority: int = 0  # two for each rank
 
     @property
     def counter(self) -> float:
         return self.account.counter + self.lag
 
-    def place(self, group: int, mean_live: float) -> None:
-        """Give it its rank; ``mean_live`` is how many requests a unit of weight has live.
+    def place(self, mean_live: float) -> None:
+        """Give it its priority; ``mean_live`` is how many requests a unit of weight has live.
 
         Between half of that and the whole it stays what it is, so that a request more or less
         changes nothing.
         """
         asked = self.num_live / self.account.weight
         self.is_modest = asked <= (mean_live if self.is_modest else mean_live / 2)
-        self.rank = 2 * group + (not self.is_modest)
+        self.priority = 2 * self.rank + (not self.is_modest)
 
 
 def _mean_live(lanes: Collection[_Lane]) -> float:
@@ -135,7 +136,6 @@ class VirtualTokenCounter:
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
         self._last_left = 0.0
-        self._lane_of: dict[int, _Lane] = {}  # by the live request's identity
         self._groups = RankGroups[_Lane](quantum)
         self._mean_live = 0.0  # requests per unit of weight at the last ranking
         self._least = {each: LeastCounter(_level) for each in ServiceClass}
@@ -161,10 +161,10 @@ class VirtualTokenCounter:
             account.lanes[service_class] = lane
             self._groups.insert(lane, lane.counter)
         lane.num_live += 1
-        lane.place(self._groups.ranks[lane], self._mean_live)
+        lane.place(self._mean_live)
         if lane.num_live == 1:
             self._least[service_class].note(lane)
-        self._lane_of[id(request)] = lane
+        request.note = lane
 
     def start(self, request: TrackedRequest) -> None:
         account = self._backlogged[request.tenant]
@@ -176,7 +176,7 @@ class VirtualTokenCounter:
         account.served += self._service.units(tokens.prompt, tokens.output) / account.weight
 
     def depart(self, request: TrackedRequest) -> None:
-        lane = self._lane_of.pop(id(request))
+        lane: _Lane = request.note
         account = lane.account
         if request.has_started:
             account.reserved -= self._service.input * request.prompt_left
@@ -198,17 +198,20 @@ class VirtualTokenCounter:
         self._note_fall(account)
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
-        accounts = self._backlogged.values()
-        lanes = [lane for account in accounts for lane in account.lanes.values()]
-        self._renew_least()  # rounding makes counters fall by a trace that nobody noted
-        self._groups.update({lane: lane.counter for lane in lanes})
-        self._mean_live = _mean_live(lanes)
-        for lane, group in self._groups.ranks.items():
-            lane.place(group, self._mean_live)
+        counters: dict[_Lane, float] = {}
+        for account in self._backlogged.values():
+            counter = account.counter
+            for lane in account.lanes.values():
+                counters[lane] = counter + lane.lag
+        self._groups.update(counters)
+        self._mean_live = _mean_live(counters)
+        for lane in counters:
+            lane.place(self._mean_live)
+        for least in self._least.values():
+            least.drop_stale()
 
     def priorities(self, requests: Iterable[TrackedRequest]) -> list[int]:
-        lane_of = self._lane_of
-        return [lane_of[id(request)].rank for request in requests]
+        return [request.note.priority for request in requests]
 
     def counters(self) -> Mapping[str, float]:
         return {

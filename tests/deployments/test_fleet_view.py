@@ -145,7 +145,7 @@ async def test_a_silent_router_costs_a_request_its_time_and_later_ones_nothing()
 
 
 async def test_without_the_router_a_tenant_keeps_its_last_priority() -> None:
-    """What the router said last of a tenant holds; of whom it said nothing, the priority is 0."""
+    """What the router said last of a tenant holds; others go with the most urgent."""
     with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
         async with joined(router, admit_timeout_s=0.05) as view:
             priorities = {"urgent": -3, "patient": 40}
@@ -158,7 +158,7 @@ async def test_without_the_router_a_tenant_keeps_its_last_priority() -> None:
                 tenant: (await view.place(admit(tenant=tenant)))[1]
                 for tenant in (*priorities, "stranger")
             }
-            assert alone == {**priorities, "stranger": 0}
+            assert alone == {**priorities, "stranger": -3}
 
 
 async def test_priorities_of_many_tenants_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +166,14 @@ async def test_priorities_of_many_tenants_do_not_pile_up(monkeypatch: pytest.Mon
     monkeypatch.setattr(fleet_view, "MAX_REMEMBERED_TENANTS", 3)
     with StandInEngine("engine-a") as engine, SteeredRouter(engine) as router:
         async with joined(router, admit_timeout_s=0.05) as view:
-            router.place_on("engine-a", priority=1)
+            priorities = {"a": 1, "b": 2, "c": 3, "d": 4}
+            router.place = lambda asked: Placed("engine-a", priorities[asked.request.tenant])
             for tenant in ("a", "b", "c", "a", "d"):
                 await view.place(admit(tenant=tenant))
             router.is_away = True
 
-            remembered = [t for t in "abcd" if (await view.place(admit(tenant=t)))[1] == 1]
-            assert remembered == ["a", "c", "d"]
+            alone = {tenant: (await view.place(admit(tenant=tenant)))[1] for tenant in priorities}
+            assert alone == {**priorities, "b": 1}
 
 
 @pytest.mark.parametrize("is_away", [False, True])

@@ -42,6 +42,7 @@ from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.numbering import MIDDLE
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
@@ -223,7 +224,7 @@ async def test_past_an_engines_places_requests_wait_until_they_are_called(
         await call(Report("engine-a", progress(2, finished=[ended])))
 
         await until(lambda: pushes)
-        assert pushes == [Called("x", "engine-a", 1)]
+        assert pushes == [Called("x", "engine-a", 2 * MIDDLE + 1)]
         assert (await snapshot(call))["totals"]["in_line"] == 1
 
 

@@ -18,11 +18,14 @@ from scheduler.errors import (
 )
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.policies.fcfs import FirstComeFirstServed
+from scheduler.policies.numbering import MIDDLE, STRIDE
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
 
+LEVEL = 2 * MIDDLE + 1  # the priority of all until one is served more than another
+AHEAD = LEVEL - 2 * STRIDE  # that of who parts from the others, to the front
 UPDATE_S = 0.1
 UNSEEN_TIMEOUT_S = 30.0
 CAPACITY = EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16)
@@ -93,7 +96,7 @@ def live(
     *,
     conversation: str | None = None,
     done: tuple[int, int] = (0, 0),
-    priority: int = 1,
+    priority: int = LEVEL,
     is_running: bool = True,
 ) -> LiveRequest:
     """A request of 100 prompt tokens with ``done`` prompt and output tokens behind it."""
@@ -350,7 +353,7 @@ def test_a_request_that_nobody_announced_is_adopted() -> None:
 
     fleet.on_report("e1", progress(1, [live("r1", done=(100, 5), priority=3)]))
     assert live_ids(fleet) == {"r1"}
-    assert fleet.priority_changes("e1") == {"r1": 1}
+    assert fleet.priority_changes("e1") == {"r1": LEVEL}
     fleet.on_report(
         "e1", progress(2, [live("r1", done=(100, 6))], is_full=True, totals={"acme": (100, 6)})
     )
@@ -460,7 +463,7 @@ def test_priorities_are_recomputed_at_a_set_rate_and_sent_as_changes() -> None:
     clock.now_s += UPDATE_S / 2
     assert fleet.priority_changes("e1") == {}
     clock.now_s += UPDATE_S
-    assert fleet.priority_changes("e1") == {"busy": 3}
+    assert fleet.priority_changes("e1") == {"quiet": AHEAD}
     assert fleet.priority_changes("e1") == {}
 
 
@@ -472,22 +475,42 @@ def test_changes_that_got_lost_are_sent_again() -> None:
     clock.now_s += UPDATE_S
     fleet.priority_changes("e1")
 
-    fleet.on_report("e1", progress(3, [live("busy", "busy", done=(100, 51), priority=1)]))
+    fleet.on_report("e1", progress(3, [live("quiet", "quiet", priority=LEVEL)]))
 
-    assert fleet.priority_changes("e1") == {"busy": 3}
+    assert fleet.priority_changes("e1") == {"quiet": AHEAD}
 
 
 def test_requests_on_their_way_are_not_sent_priorities() -> None:
     """An engine is told only of requests that it has; those that arrive late are put right."""
     clock = HeldClock()
     fleet = two_tenants(clock)
-    assert fleet.admit(ask("late", "busy")) == Placement("e1", 1)
+    assert fleet.admit(ask("late", "quiet")) == Placement("e1", LEVEL)
     fleet.on_report("e1", progress(2, [live("busy", "busy", done=(100, 50))]))
     clock.now_s += UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"busy": 3}
-    fleet.on_report("e1", progress(3, [live("late", "busy", is_running=False)]))
-    assert fleet.priority_changes("e1") == {"late": 3}
+    assert fleet.priority_changes("e1") == {"quiet": AHEAD}
+    fleet.on_report("e1", progress(3, [live("late", "quiet", is_running=False)]))
+    assert fleet.priority_changes("e1") == {"late": AHEAD}
+
+
+def test_nobody_is_told_anything_while_the_order_stays() -> None:
+    """A tenant that goes leaves no gap that others would have to close up."""
+    clock = HeldClock()
+    fleet = make_fleet("e1", clock=clock, quantum=0.0)
+    tenants = [f"t{number}" for number in range(5)]
+    for name in tenants:
+        fleet.admit(ask(name, name))
+    served = {name: live(name, name, done=(100, 9 * place)) for place, name in enumerate(tenants)}
+    fleet.on_report("e1", progress(1, list(served.values())))
+    clock.now_s += UPDATE_S
+    told = dict.fromkeys(tenants, LEVEL) | fleet.priority_changes("e1")
+    assert sorted(told, key=told.__getitem__) == tenants
+
+    first = FinishedRequest("t0", "t0", 100, 100, 1, "stop")
+    fleet.on_report("e1", progress(2, gone=[first]))
+    clock.now_s += UPDATE_S
+
+    assert fleet.priority_changes("e1") == {}
 
 
 def test_counters_within_a_quantum_change_no_priority() -> None:
@@ -510,7 +533,7 @@ def test_a_clock_that_jumps_back_does_not_stop_the_ranking() -> None:
 
     clock.now_s += 1.5 * UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"busy": 3}
+    assert fleet.priority_changes("e1") == {"quiet": AHEAD}
 
 
 def test_a_policy_is_told_of_steps_that_never_run_back() -> None:
@@ -563,7 +586,7 @@ def test_new_weights_take_effect_while_requests_run() -> None:
     )
     clock.now_s += UPDATE_S
 
-    assert fleet.priority_changes("e1") == {"quiet": 3}
+    assert fleet.priority_changes("e1") == {"busy": AHEAD}
     assert tenant(fleet, "busy")["entitled_share"] == 0.8
 
 
@@ -683,7 +706,7 @@ def test_without_a_checkpoint_service_comes_back_and_counters_start_level() -> N
 
     assert tenant(fleet, "old")["service"] == 3.0e9
     assert tenant(fleet, "old")["counter"] == tenant(fleet, "new")["counter"] == 0.0
-    assert fleet.priority_changes("e1") == {"r2": 1}
+    assert fleet.priority_changes("e1") == {"r2": LEVEL}
 
 
 def test_requests_of_an_engine_that_does_not_come_back_expire() -> None:
@@ -857,13 +880,13 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
         "service_share": 0.5,
         "entitled_share": 0.75,
         "counter": pytest.approx(100 / 3),
-        "rank": 1,
+        "rank": 0,
         "live": 2,
         "running": 1,
         "waiting": 1,
     }
     assert tenant(fleet, "b")["counter"] == 150.0
-    assert tenant(fleet, "b")["rank"] == 3
+    assert tenant(fleet, "b")["rank"] == 1
     assert tenant(fleet, "idle")["entitled_share"] == 0.0
     assert tenant(fleet, "idle")["rank"] is None
     here = engine(fleet, "e1")

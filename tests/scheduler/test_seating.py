@@ -87,7 +87,7 @@ def test_a_full_engine_takes_nobody_it_would_not_displace_for() -> None:
     """Past the seats and the few places behind them a request waits, or goes elsewhere."""
     hall = Hall("a")
     hall.seat("a", SEATS + 2)
-    hall.seating.note_priorities("a", running=[PATIENT] * SEATS, others=[PATIENT] * 2)
+    hall.seating.note_priorities("a", [PATIENT] * (SEATS + 2), worst_running=PATIENT)
 
     assert hall.choose() is None
     hall.seating.join("b", CAPACITY)
@@ -99,7 +99,8 @@ def test_who_outranks_somebody_that_runs_need_not_wait() -> None:
     hall = Hall("a", "b")
     for engine_id, worst in (("a", 3), ("b", 7)):
         hall.seat(engine_id, SEATS + 2)
-        hall.seating.note_priorities(engine_id, running=[worst] * SEATS, others=[PATIENT] * 2)
+        priorities = [worst] * SEATS + [PATIENT] * 2
+        hall.seating.note_priorities(engine_id, priorities, worst_running=worst)
 
     assert hall.choose(priority=5) == "b"
     assert hall.choose(priority=7) is None
@@ -111,13 +112,25 @@ def test_where_a_request_would_wait_comes_after_where_it_runs() -> None:
     hall = Hall("a", "b")
     hall.seat("a", SEATS, load=1.0)
     hall.seat("b", SEATS - 1, load=10.0)
-    hall.seating.note_priorities("a", running=[5] * SEATS, others=[])
+    hall.seating.note_priorities("a", [5] * SEATS, worst_running=5)
 
     assert {hall.choose(priority=5) for _ in range(20)} == {"b"}
     hall.seat("b", load=10.0)
-    hall.seating.note_priorities("b", running=[7] * SEATS, others=[])
+    hall.seating.note_priorities("b", [7] * SEATS, worst_running=7)
     assert {hall.choose(priority=5) for _ in range(SEATS // 2)} == {"b"}
     assert hall.choose(priority=URGENT) == "a"
+
+
+def test_of_engines_that_run_equals_the_less_loaded_is_displaced_on() -> None:
+    """Load counts as of an engine's last report, and with what has been sent there since."""
+    hall = Hall("a", "b")
+    for engine_id, load in (("a", 3.0), ("b", 2.0)):
+        hall.seat(engine_id, SEATS + 2, load=load)
+        hall.seating.note_priorities(engine_id, [7] * (SEATS + 2), worst_running=7)
+
+    heavy = hall.request(load=20.0)
+    assert hall.choose(heavy, priority=5) == "b"
+    assert hall.choose(priority=5) == "a"
 
 
 def test_no_more_come_to_displace_others_than_can_run() -> None:
@@ -125,7 +138,7 @@ def test_no_more_come_to_displace_others_than_can_run() -> None:
     hall = Hall("a")
     hall.seating.note_report("a", num_ended=0, num_steps=1)
     hall.seat("a", SEATS + 2)
-    hall.seating.note_priorities("a", running=[7] * SEATS, others=[7] * 2)
+    hall.seating.note_priorities("a", [7] * (SEATS + 2), worst_running=7)
 
     for _ in range(2 * SEATS):
         assert hall.choose(priority=5) == "a"

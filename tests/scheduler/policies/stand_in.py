@@ -1,6 +1,7 @@
 """Requests, and an engine that does what a policy says, for the tests of policies."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import count
 
 from app.settings import FairnessSettings
@@ -54,6 +55,12 @@ def advance(policy: Policy, request: TrackedRequest, prompt: int = 0, output: in
     request.prompt_done += prompt
     request.output_done += output
     policy.progress(request, Tokens(prompt, output))
+
+
+def places(priorities: Sequence[int]) -> list[int]:
+    """Of each of these priorities, how many others come before it: equals have one place."""
+    in_order = sorted(set(priorities))
+    return [in_order.index(priority) for priority in priorities]
 
 
 class StandInEngine:

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -83,13 +84,14 @@ def test_a_policy_goes_on_from_what_it_saved(name: str) -> None:
         old.arrive(request)
     old.rerank(now_s=0.0, num_steps=0)
     new = make_policy(FairnessSettings(policy=name))
-    for request in requests:
+    requests_again = [copy(request) for request in requests]
+    for request in requests_again:
         new.arrive(request)
 
     new.load(old.save())
     new.rerank(now_s=0.0, num_steps=0)
 
-    assert new.priorities(requests) == old.priorities(requests)
+    assert new.priorities(requests_again) == old.priorities(requests)
     assert new.counters() == old.counters()
 
 

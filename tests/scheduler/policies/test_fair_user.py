@@ -1,5 +1,6 @@
 """Fair queuing by user: finishes on one timeline, predictions and their correction."""
 
+from copy import copy
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ from scheduler.ledger import Tokens
 from scheduler.policies.fair_user import FairUser
 from scheduler.shares import TenantShare, TenantShares
 from scheduler.tracking import TrackedRequest
-from tests.scheduler.policies.stand_in import SERVICE, StandInEngine, advance, make_request
+from tests.scheduler.policies.stand_in import SERVICE, StandInEngine, advance, make_request, places
 
 SETTINGS = FairnessSettings(policy="fair-user")
 
@@ -29,7 +30,7 @@ def short(tenant: str, conversation: str | None = None) -> TrackedRequest:
 
 def ranks(policy: FairUser, *requests: TrackedRequest) -> list[int]:
     policy.rerank(now_s=0.0, num_steps=0)
-    return policy.priorities(requests)
+    return places(policy.priorities(requests))
 
 
 def test_requests_of_a_tenant_stand_behind_each_other() -> None:
@@ -182,10 +183,11 @@ def test_the_timeline_outlives_the_process() -> None:
     advance(old, ended, 500, 1)
     old.depart(ended)
     new = make_fair_user()
-    for request in live:
+    live_again = [copy(request) for request in live]
+    for request in live_again:
         new.arrive(request)
     new.load(old.save())
 
     # It finished at 502 of the timeline, of which half has passed.
     assert new.counters() == old.counters() == {"slow": 0.0, "ahead": 251.0}
-    assert ranks(new, *live) == ranks(old, *live) == [0, 1]
+    assert ranks(new, *live_again) == ranks(old, *live) == [0, 1]

@@ -1,5 +1,7 @@
 """The least counter of members that come, rise, fall and leave."""
 
+import pickle
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ steps = st.lists(
         st.tuples(st.just("fall"), members, amounts),
         st.tuples(st.just("leave"), members, amounts),
         st.tuples(st.just("renew"), members, amounts),
+        st.tuples(st.just("drop stale"), members, amounts),
     )
 )
 
@@ -32,6 +35,8 @@ def test_it_is_the_least_of_those_that_are_there(taken: list[tuple[str, int, int
             counters.pop(member, None)
         elif step == "renew":
             least.renew(MEMBERS)
+        elif step == "drop stale":
+            least.drop_stale()
         elif member in counters:
             counters[member] += amount if step == "rise" else -amount
             if step == "fall":
@@ -53,3 +58,18 @@ def test_only_the_top_is_looked_at() -> None:
 
     assert least.least() == 0.0
     assert looked_at == [0]
+
+
+def test_entries_of_those_who_left_do_not_pile_up() -> None:
+    """However many come and go while the least one stays."""
+    counters = {0: 0.0}
+    least = LeastCounter[int](counters.get)
+    least.note(0)
+
+    for member in range(1, 10_000):
+        counters[member] = 1.0
+        least.note(member)
+        del counters[member]
+        least.drop_stale()
+
+    assert len(pickle.dumps(least)) < 10_000
