@@ -16,6 +16,9 @@ from scheduler.engine_config import additional_config
 
 GIB = 2**30
 DEFAULT_CPU_KV_GIB = 1.0
+# A CPU prefills some 2,000 tokens a second: with vLLM's thousands in a step, whoever comes in the
+# wrong moment would wait for half a second and more.
+DEFAULT_CPU_STEP_TOKENS = 256
 # Faster memory allocation for the CPU engine (Debian's libtcmalloc-minimal4); used where present.
 TCMALLOC = (
     Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
@@ -26,6 +29,9 @@ TCMALLOC = (
 def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
     """Name vLLM's AsyncEngineArgs. ``model`` is a folder or a hub name, never 'demo'."""
     kv_gib = args.kv_cache_gib if args.kv_cache_gib or on_cuda else DEFAULT_CPU_KV_GIB
+    step_tokens = args.max_num_batched_tokens
+    if step_tokens is None and not on_cuda and args.engine_args.get("enable_chunked_prefill", True):
+        step_tokens = max(DEFAULT_CPU_STEP_TOKENS, args.max_num_seqs)
     return {
         "model": model,
         "served_model_name": [args.served_model_name or model_name(args.model)],
@@ -33,7 +39,7 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
         "dtype": "float32" if args.dtype == "auto" and not on_cuda else args.dtype,
         "max_model_len": args.max_model_len,
         "max_num_seqs": args.max_num_seqs,
-        "max_num_batched_tokens": args.max_num_batched_tokens,
+        "max_num_batched_tokens": step_tokens,
         "tensor_parallel_size": args.tensor_parallel_size,
         "kv_cache_memory_bytes": int(kv_gib * GIB) if kv_gib else None,
         "scheduling_policy": "priority",

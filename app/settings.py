@@ -242,7 +242,10 @@ class AppArgs(_Settings):
         default=64, gt=0, le=4096, description="Requests running at once per engine."
     )
     max_num_batched_tokens: int | None = Field(
-        default=None, gt=0, description="Tokens per engine step."
+        default=None,
+        gt=0,
+        description="Tokens per engine step; left out: vLLM's choice, on a CPU 256, so that a step "
+        "with prompts in it keeps nobody waiting for long.",
     )
     kv_cache_gib: float | None = Field(
         default=None,

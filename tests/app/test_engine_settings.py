@@ -53,6 +53,17 @@ def test_the_cpu_computes_in_full_precision_unless_told_otherwise() -> None:
     assert engine_args(AppArgs(dtype="bfloat16"), "m", on_cuda=False)["dtype"] == "bfloat16"
 
 
+def test_steps_left_out_are_short_on_the_cpu_and_vllms_choice_on_a_gpu() -> None:
+    """Short, but with room for every sequence, and not where prompts cannot be cut into pieces."""
+    name = "max_num_batched_tokens"
+    whole = AppArgs(engine_args={"enable_chunked_prefill": False})
+    assert engine_args(AppArgs(), "m", on_cuda=False)[name] == 256
+    assert engine_args(AppArgs(max_num_seqs=300), "m", on_cuda=False)[name] == 300
+    assert engine_args(AppArgs(max_num_batched_tokens=64), "m", on_cuda=False)[name] == 64
+    assert engine_args(whole, "m", on_cuda=False)[name] is None
+    assert engine_args(AppArgs(), "m", on_cuda=True)[name] is None
+
+
 def test_kv_memory_left_out_is_a_gibibyte_on_the_cpu_and_vllms_choice_on_a_gpu() -> None:
     """On a GPU vLLM measures what is free; on the CPU it would take far too much."""
     assert engine_args(AppArgs(), "m", on_cuda=False)["kv_cache_memory_bytes"] == GIB
