@@ -57,6 +57,7 @@ def examine(machine: Machine, model: ModelFolder | None) -> list[Finding]:
         check_ray(machine.ray_processes),
         check_haproxy(machine.haproxy),
         check_allocator(on_cuda=on_cuda, has_tcmalloc=machine.has_tcmalloc),
+        check_autogroup(on_cuda=on_cuda, is_on=machine.is_autogrouped),
     ]
     return findings if model is None else [*findings, check_model(model)]
 
@@ -205,6 +206,18 @@ def check_allocator(*, on_cuda: bool, has_tcmalloc: bool) -> Finding:
     return _warn(
         "allocator", "no tcmalloc", "`apt-get install libtcmalloc-minimal4`: faster engines"
     )
+
+
+def check_autogroup(*, on_cuda: bool, is_on: bool) -> Finding:
+    """Whether Linux shares the processor by session (man 7 sched, "the autogroup feature").
+
+    While engines keep every core busy, a client in a session of its own, such as another
+    terminal's, then gets no turn for a second and more, though it hardly needs one.
+    """
+    if on_cuda or not is_on:
+        return _ok("turns", "by process" if not is_on else "matter only on a CPU")
+    fix = "`sysctl kernel.sched_autogroup_enabled=0`: clients on this machine then answer sooner"
+    return _warn("turns", "by session", fix)
 
 
 def check_model(model: ModelFolder) -> Finding:

@@ -27,6 +27,7 @@ _GPU_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noh
 _RAY_PROCESSES = frozenset({"raylet", "gcs_server"})
 _HOST = "127.0.0.1"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (measured, not written to)
+_AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Machine:
     port: Port
     haproxy: Haproxy
     has_tcmalloc: bool
+    is_autogrouped: bool
     ray_processes: tuple[Process, ...]
 
 
@@ -113,6 +115,7 @@ def read_machine(port: int) -> Machine:
         haproxy=_haproxy(),
         has_tcmalloc="tcmalloc" in os.environ.get("LD_PRELOAD", "")
         or any(path.exists() for path in TCMALLOC),
+        is_autogrouped=_AUTOGROUP.exists() and _AUTOGROUP.read_text().strip() == "1",
         ray_processes=tuple(
             Process(process.pid, process.info["name"])
             for process in psutil.process_iter(["name", "status"])

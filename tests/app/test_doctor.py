@@ -30,6 +30,7 @@ HEALTHY = Machine(
     port=Port(8000, is_free=True),
     haproxy=Haproxy("2.8.25", ""),
     has_tcmalloc=True,
+    is_autogrouped=False,
     ray_processes=(),
 )
 A_GPU = (Gpu("NVIDIA H200", "580.65.06"),)
@@ -82,6 +83,7 @@ def test_a_healthy_machine_has_no_remarks() -> None:
         ({"ray_folder": Space(Path("/t"), 999 * GIB, 9 * GIB)}, "disk /t", Verdict.WARN),
         ({"haproxy": Haproxy("", "not installed")}, "HAProxy", Verdict.FAIL),
         ({"has_tcmalloc": False}, "allocator", Verdict.WARN),
+        ({"is_autogrouped": True}, "turns", Verdict.WARN),
         ({"ray_processes": (Process(7, "raylet"),)}, "Ray", Verdict.WARN),
     ],
 )
