@@ -176,6 +176,12 @@ class Engine:
         assert self.finished.issuperset(names)
         return {name: self.outputs[name] for name in names}
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Keep nothing of these requests, which have ended."""
+        for name in names:
+            del self.outputs[name], self._ids[name]
+            self.finished.remove(name)
+
     def progress(self, *, is_full: bool = False) -> EngineProgress:
         return self.scheduler.take_progress(is_full)
 
