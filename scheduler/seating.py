@@ -47,14 +47,12 @@ class _Seats:
     priorities: list[int] = field(default_factory=list)
     worst_running: int | None = None
 
-    def num_as_urgent(self, priority: int) -> int:
-        """Requests with this priority or a better one."""
-        return sum(other <= priority for other in self.priorities)
-
-    @property
-    def num_runnable(self) -> float:
-        """Requests that may run before there is another report to act on."""
-        return self.num_seats * (1 + self.num_steps)
+    def has_turn_for(self, priority: int) -> bool:
+        """Whether those as urgent as this may all run before there is another report to act on."""
+        num_runnable = self.num_seats * (1 + self.num_steps)
+        if len(self.priorities) < num_runnable:
+            return True
+        return sum(other <= priority for other in self.priorities) < num_runnable
 
     @property
     def num_places(self) -> float:
@@ -211,4 +209,4 @@ class Seating:
         seats = self._seats[engine_id]
         if seats.worst_running is None or seats.worst_running <= priority:
             return False
-        return seats.num_as_urgent(priority) < seats.num_runnable
+        return seats.has_turn_for(priority)

@@ -16,9 +16,6 @@ END = 2**61  # numbers are below: engines take 64 bits with a sign, and `vtc` ma
 MIDDLE = END // 2  # to begin with
 STRIDE = 2**32  # from one number to the next where nothing else bounds the room
 
-_Link = tuple[int, int, "_Link | None"]
-"""A place, its number, and the link before it in a chain of such that can keep theirs together."""
-
 
 def renumbered(before: Sequence[int], *, end: int = END, stride: int = STRIDE) -> list[int]:
     """Rising numbers, from 0 to ``end - 1``, for things that stand in this order.
@@ -37,40 +34,42 @@ def renumbered(before: Sequence[int], *, end: int = END, stride: int = STRIDE) -
     return [first + stride * place for place in range(len(before))]
 
 
-def _kept(before: Sequence[int]) -> list[tuple[int, int]]:
-    """Places and numbers of those that keep them: the most that leave room for all between them.
+def _kept(before: Sequence[int]) -> list[int]:
+    """The places that keep their numbers: the most that leave room for all between them.
 
     By how much a number is above its place is its slack. Between two that are kept there is room
-    where it does not fall.
+    where it does not fall. Chains of such are told by their last places and, of each place, the
+    one before it in its chain.
     """
     slacks: list[int] = []  # the least that a chain of each length can end with
-    ends: list[_Link] = []  # these chains
+    lasts: list[int] = []  # the places of these
+    links: list[int | None] = []
     for place, number in enumerate(before):
         slack = number - place
         if not slacks or slack >= slacks[-1]:
-            ends.append((place, number, ends[-1] if ends else None))
+            links.append(lasts[-1] if lasts else None)
             slacks.append(slack)
+            lasts.append(place)
         else:
             length = bisect_right(slacks, slack)
-            ends[length] = place, number, ends[length - 1] if length else None
-            slacks[length] = slack
+            links.append(lasts[length - 1] if length else None)
+            slacks[length], lasts[length] = slack, place
     kept = []
-    link = ends[-1] if ends else None
+    link = lasts[-1] if lasts else None
     while link is not None:
-        place, number, link = link
-        kept.append((place, number))
+        kept.append(link)
+        link = links[link]
     return kept[::-1]
 
 
-def _filled(before: Sequence[int], kept: Sequence[tuple[int, int]], stride: int) -> list[int]:
+def _filled(before: Sequence[int], kept: Sequence[int], stride: int) -> list[int]:
     """The numbers before, but for those not kept: these lie evenly around the others."""
     numbers = list(before)
-    for (place, number), (next_place, next_number) in pairwise(kept):
-        steps = next_place - place
+    for place, next_place in pairwise(kept):
+        number, steps = before[place], next_place - place
         for step in range(1, steps):
-            numbers[place + step] = number + (next_number - number) * step // steps
-    first_place, first = kept[0]
-    last_place, last = kept[-1]
-    numbers[:first_place] = [first - stride * step for step in range(first_place, 0, -1)]
-    numbers[last_place:] = [last + stride * step for step in range(len(before) - last_place)]
+            numbers[place + step] = number + (before[next_place] - number) * step // steps
+    first, last = kept[0], kept[-1]
+    numbers[:first] = [before[first] - stride * step for step in range(first, 0, -1)]
+    numbers[last:] = [before[last] + stride * step for step in range(len(before) - last)]
     return numbers
