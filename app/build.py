@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from random import Random
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -19,12 +20,13 @@ from ray.serve.schema import LoggingConfig
 from app.devices import has_cuda
 from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args, engine_environment
+from app.live_settings import with_live
 from app.models import resolve_model
 from app.settings import AppArgs, FairnessSettings, MetricsSettings
 from app.tenants import open_directory
-from deployments.engine_replica import EngineReplica
+from deployments.engine_replica import GOODBYE_S, EngineReplica
 from deployments.gateway import Gateway
-from deployments.router import Router
+from deployments.router import LiveSettings, Router
 from deployments.served import served, served_app
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import MetricsPlan
@@ -36,6 +38,10 @@ from scheduler.service import ServiceWeights
 
 # A log line per request costs more than the request's way through the gateway.
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
+ROUTER_STOP_S = 15.0
+# Serve keeps a gateway open for half a minute, for HAProxy on other nodes to turn elsewhere.
+GATEWAY_STOP_S = 45.0
+STOP_CHECK_S = 0.5
 
 
 def build(args: AppArgs) -> Application:
@@ -44,20 +50,29 @@ def build(args: AppArgs) -> Application:
     model = resolve_model(args.model)
     vllm_args = engine_args(args, model, on_cuda=on_cuda)
     directory = partial(open_directory, args.tenants_file, args.tenants, args.tenant_defaults)
-
     metrics = metrics_plan(args.metrics)
 
-    router = _deployment("Router", served(Router), num_replicas=1).bind(
+    router = _deployment(
+        "Router",
+        served(Router),
+        num_replicas=1,
+        stop_s=ROUTER_STOP_S,
+        # Without one Serve would not tell the router when what a file gives is taken out again.
+        user_config={},
+    ).bind(
         new_fleet=partial(new_fleet, args.fairness),
         new_shares=directory,
         host=args.peer_host,
         metrics=metrics,
+        read_live=partial(live_settings, args),
     )
     engines = _deployment(
         "Engine",
         served(EngineReplica),
         num_replicas=args.replicas,
         num_gpus=args.tensor_parallel_size if on_cuda else 0,
+        stop_s=args.drain_s + GOODBYE_S,
+        surge_percent=args.surge_percent,
     ).bind(
         router=router,
         engine_args=vllm_args,
@@ -65,8 +80,16 @@ def build(args: AppArgs) -> Application:
         exchange_s=args.exchange_s,
         host=args.peer_host,
         metrics=metrics,
+        drain_s=args.drain_s,
     )
-    return _deployment("Gateway", served_app(Gateway), num_replicas=args.gateways).bind(
+    return _deployment(
+        "Gateway",
+        served_app(Gateway),
+        num_replicas=args.gateways,
+        stop_s=args.gateway_drain_s + GATEWAY_STOP_S,
+        # A gateway costs little, and without one nobody would answer.
+        surge_percent=100,
+    ).bind(
         router=router,
         engines=engines,
         engine_args={**vllm_args, "max_num_queued_reqs": args.max_queued_requests},
@@ -88,12 +111,37 @@ def new_fleet(
         policy_factory(fairness.policy, fairness.policy_options()),
         clock=clock,
         random=random or Random(),
-        service=ServiceWeights(fairness.input_weight, fairness.output_weight),
-        limits=FleetLimits(
-            update_s=fairness.update_s,
-            max_wait_s=fairness.max_wait_s,
-            max_tool_ttl_s=fairness.max_tool_ttl_s,
-        ),
+        service=service_weights(fairness),
+        limits=fleet_limits(fairness),
+    )
+
+
+def live_settings(args: AppArgs, user_config: object) -> LiveSettings:
+    """What a router goes by that was started with ``args``, once it is told ``user_config``.
+
+    Raises:
+        LiveSettingsError: something in there is not allowed, or cannot change.
+        TenantsFileError: the tenants file is missing or broken by now.
+    """
+    args = with_live(args, user_config)
+    fairness = args.fairness
+    return LiveSettings(
+        policy_factory(fairness.policy, fairness.policy_options()),
+        service_weights(fairness),
+        fleet_limits(fairness),
+        open_directory(args.tenants_file, args.tenants, args.tenant_defaults),
+    )
+
+
+def service_weights(fairness: FairnessSettings) -> ServiceWeights:
+    return ServiceWeights(fairness.input_weight, fairness.output_weight)
+
+
+def fleet_limits(fairness: FairnessSettings) -> FleetLimits:
+    return FleetLimits(
+        update_s=fairness.update_s,
+        max_wait_s=fairness.max_wait_s,
+        max_tool_ttl_s=fairness.max_tool_ttl_s,
     )
 
 
@@ -110,7 +158,16 @@ def metrics_plan(settings: MetricsSettings) -> MetricsPlan:
     )
 
 
-def _deployment(name: str, cls: type, *, num_replicas: int, num_gpus: int = 0) -> serve.Deployment:
+def _deployment(
+    name: str,
+    cls: type,
+    *,
+    num_replicas: int,
+    stop_s: float,
+    num_gpus: int = 0,
+    surge_percent: int = 0,
+    user_config: dict[str, Any] | None = None,
+) -> serve.Deployment:
     return serve.deployment(
         name=name,
         num_replicas=num_replicas,
@@ -118,7 +175,12 @@ def _deployment(name: str, cls: type, *, num_replicas: int, num_gpus: int = 0) -
         max_ongoing_requests=1_000_000,
         health_check_period_s=2,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=15,
+        # From being told to end until Serve kills: the drain is part of it. Serve first waits for
+        # requests of its own, of which only gateways have any.
+        graceful_shutdown_timeout_s=stop_s,
+        graceful_shutdown_wait_loop_s=STOP_CHECK_S,
+        max_surge_percent=surge_percent,
+        user_config=user_config,
         # The machine's cores are shared on purpose: engines have their own thread counts.
         ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
         logging_config=QUIET,

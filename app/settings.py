@@ -300,6 +300,27 @@ class AppArgs(_Settings):
         le=3600,
         description="Longest wait of a request for an engine where the last one has died.",
     )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="How long an engine that is to go (a redeploy, fewer replicas) finishes its "
+        "requests; what is left then goes on with another engine.",
+    )
+    gateway_drain_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="How long a gateway that is to go finishes its requests; its clients' "
+        "connections cannot go elsewhere.",
+    )
+    surge_percent: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Engines that a redeploy may start before it ends old ones, in percent of "
+        "all, where there are GPUs and memory for them; 0 ends one first, or one in five.",
+    )
     max_queued_requests: int = Field(
         default=10_000,
         gt=0,

@@ -64,6 +64,7 @@ class Join(Request, frozen=True):
     card: EngineCard
     progress: EngineProgress
     checkpoint: bytes | None = None
+    is_draining: bool = False
 
 
 class Report(Request, frozen=True):
@@ -71,6 +72,12 @@ class Report(Request, frozen=True):
 
     engine_id: str
     progress: EngineProgress
+
+
+class Drain(Request, frozen=True):
+    """An engine is to go: it finishes what it has and takes nothing new."""
+
+    engine_id: str
 
 
 class Leave(Request, frozen=True):
@@ -146,7 +153,7 @@ class Orders(Reply, frozen=True):
 
 
 request_decoder = msgspec.msgpack.Decoder(
-    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Leave
+    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Drain | Leave
 )
 reply_decoder = msgspec.msgpack.Decoder(
     Done | Placed | InLine | Called | Refused | OverLimit | Directory | Snapshot | Orders

@@ -11,11 +11,14 @@ from ray.serve import Deployment
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
-from app.build import build, new_fleet
+from app.build import build, live_settings, new_fleet
 from app.settings import AppArgs, FairnessSettings, MetricsSettings
+from deployments.engine_replica import GOODBYE_S
 from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.policies.catalogue import POLICIES
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantShares
 
 
 @pytest.fixture
@@ -47,6 +50,47 @@ def test_an_engine_takes_the_gpus_of_its_model(model: str, device: Any, num_gpus
     gpus = {name: each.ray_actor_options["num_gpus"] for name, each in made.items()}
     assert gpus == {"Router": 0, "Engine": num_gpus, "Gateway": 0}
     assert {each.ray_actor_options["num_cpus"] for each in made.values()} == {0}
+
+
+def test_whoever_is_to_go_has_the_time_to(model: str) -> None:
+    """Serve kills after what the drain and the goodbye take together."""
+    args = AppArgs(model=model, device="cpu", drain_s=40, gateway_drain_s=700, surge_percent=50)
+    made = deployments(args)
+
+    assert made["Engine"].init_kwargs["drain_s"] == 40
+    configs = {name: each._deployment_config for name, each in made.items()}
+    assert configs["Engine"].graceful_shutdown_timeout_s == 40 + GOODBYE_S
+    assert configs["Gateway"].graceful_shutdown_timeout_s > 700
+    surge = {name: config.max_surge_percent for name, config in configs.items()}
+    # A second router would not know what the first one knows.
+    assert surge == {"Router": 0, "Engine": 50, "Gateway": 100}
+
+
+def test_the_router_is_told_when_nothing_is_said_any_more(model: str) -> None:
+    """Serve calls a deployment only while it has a ``user_config``."""
+    made = deployments(AppArgs(model=model, device="cpu"))
+    assert {name: each.user_config for name, each in made.items()} == {
+        "Router": {},
+        "Engine": None,
+        "Gateway": None,
+    }
+
+
+def test_what_changes_while_it_runs_goes_over_what_it_was_started_with(model: str) -> None:
+    """Policy, prices, limits and tenants are those of the new settings."""
+    args = AppArgs(model=model, fairness=FairnessSettings(policy="fcfs", max_wait_s=7.0))
+    live = live_settings(
+        args,
+        {
+            "fairness": {"policy": "vtc", "output_weight": 4.0, "update_s": 0.5},
+            "tenants": {"alice": {"weight": 3.0}},
+        },
+    )
+
+    assert live.make_policy(live.service, TenantShares()).name == "vtc"
+    assert live.service == ServiceWeights(1.0, 4.0)
+    assert (live.limits.update_s, live.limits.max_wait_s) == (0.5, 7.0)
+    assert live.shares.shares["alice"].weight == 3.0
 
 
 def test_nothing_queues_in_front_of_the_engines(model: str) -> None:

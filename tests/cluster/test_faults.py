@@ -1,4 +1,4 @@
-"""Processes killed outright under load: who notices, and that what was lost comes back."""
+"""Processes that end unasked under load: who notices, and that what was lost comes back."""
 
 import asyncio
 import random
@@ -47,7 +47,8 @@ async def test_killed_engines_are_missed_by_nobody(
 ) -> None:
     """Engines die and come back, and every answer is token for token that of an undisturbed run.
 
-    What clients were given meanwhile is charged, to within 5 %, whichever engines have said it.
+    Also where one is asked to end by somebody who does not know of our ways to do so. What clients
+    were given meanwhile is charged, to within 5 %, whichever engines have said it.
     """
     answers = await undisturbed(http)
     before = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
@@ -56,7 +57,8 @@ async def test_killed_engines_are_missed_by_nobody(
         for _ in range(NUM_KILLS):
             await served_again(num_right)
             fleet = await look(http)
-            choose.choice(server.parts(ENGINE_CORE)).kill()
+            engine = choose.choice(server.parts(ENGINE_CORE))
+            choose.choice((engine.kill, engine.terminate))()
             await until_replaced(http, fleet)
         await served_again(num_right)
 

@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from deployments import engine_process, engine_replica, router_link
+from deployments.engine_order import DRAINING, PARTING
 from deployments.engine_replica import EngineReplica
 from deployments.errors import EngineStalledError, EngineStartError
-from deployments.messages import Done, Join, Leave, Orders, Reply, Report, Request
+from deployments.messages import Done, Drain, Join, Leave, Orders, Reply, Report, Request
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
@@ -46,9 +47,12 @@ class OrderingRouter(StandInRouter):
 
 @asynccontextmanager
 async def started(
-    handle: StandInHandle, act: str = "work", metrics: MetricsPlan = PLAIN_PLAN
+    handle: StandInHandle,
+    act: str = "work",
+    metrics: MetricsPlan = PLAIN_PLAN,
+    drain_s: float = 0.0,
 ) -> AsyncIterator[EngineReplica]:
-    replica = new_replica(handle, act, metrics)
+    replica = new_replica(handle, act, metrics, drain_s)
     try:
         async with asyncio.timeout(PATIENCE_S):
             await replica.start()
@@ -58,10 +62,13 @@ async def started(
 
 
 def new_replica(
-    handle: StandInHandle, act: str, metrics: MetricsPlan = PLAIN_PLAN
+    handle: StandInHandle,
+    act: str,
+    metrics: MetricsPlan = PLAIN_PLAN,
+    drain_s: float = 0.0,
 ) -> EngineReplica:
     environment = {"PYTHONPATH": ROOT}
-    return EngineReplica(handle, {"act": act}, environment, 0.002, HOST, metrics)
+    return EngineReplica(handle, {"act": act}, environment, 0.002, HOST, metrics, drain_s)
 
 
 def children() -> list[psutil.Process]:
@@ -157,6 +164,52 @@ async def test_stopping_says_goodbye_and_ends_the_engine() -> None:
         assert not engine.is_running()
 
 
+@pytest.mark.parametrize(
+    ("act", "drain_s", "stages"),
+    [
+        ("work", PATIENCE_S, [DRAINING]),  # it has nothing to finish
+        ("finish", PATIENCE_S, [DRAINING]),
+        ("cling", 0.01, [DRAINING, PARTING]),
+        ("stick", 0.01, [DRAINING, PARTING]),
+    ],
+)
+async def test_stopping_drains_the_engine_and_then_parts_with_the_rest(
+    act: str, drain_s: float, stages: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router hears of it first; reports go on, and the end comes within its time."""
+    monkeypatch.setattr(engine_replica, "PARTING_S", 0.05)
+    with OrderingRouter() as router:
+        async with started(StandInHandle(router.endpoint), act, drain_s=drain_s) as replica:
+            await until(lambda: len(router.requests) > 3)
+            log = replica._process._log_tail
+        engine_id = replica._engine_id
+        [drain] = router.of_kind(Drain)
+        assert drain == Drain(engine_id)
+        assert router.requests[-1] == Leave(engine_id)
+        assert [line for line in log if line.startswith("stage")] == [
+            f"stage {stage.hex()}" for stage in stages
+        ]
+    assert children() == []
+
+
+async def test_an_engine_that_drains_says_so_to_a_new_router() -> None:
+    """Which would place requests there otherwise."""
+    with OrderingRouter() as router:
+        replica = new_replica(StandInHandle(router.endpoint), "cling", drain_s=PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await replica.start()
+        await until(lambda: router.of_kind(Join))
+        stopping = asyncio.create_task(replica.stop())
+        await until(lambda: router.of_kind(Drain))
+        router.orders = Orders({}, want_join=True)
+        await until(lambda: len(router.of_kind(Join)) == 2)
+        [engine] = children()
+        engine.kill()  # else it would take its time
+        await stopping
+
+    assert [join.is_draining for join in router.of_kind(Join)] == [False, True]
+
+
 async def test_stopping_does_not_need_a_router() -> None:
     """Where none answers, the engine ends all the same."""
     with OrderingRouter() as router:
@@ -200,6 +253,7 @@ async def test_an_engine_without_progress_is_ill(act: str, monkeypatch: pytest.M
     """A process that lives and no longer steps, or no longer answers, does not count as healthy."""
     monkeypatch.setattr(engine_replica, "STALL_S", 0.1)
     monkeypatch.setattr(engine_replica, "REPLY_S", 0.02)
+    monkeypatch.setattr(engine_replica, "PARTING_S", 0.05)
     with OrderingRouter() as router:
         async with started(StandInHandle(router.endpoint), act) as replica:
             with pytest.raises(EngineStalledError, match="has made no progress"):
