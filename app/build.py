@@ -8,13 +8,16 @@ plain classes; this is the one place where they are wrapped.
 
 import os
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from random import Random
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from app.devices import has_cuda
@@ -34,6 +37,7 @@ from ops.metrics.push import PushTarget
 from ops.metrics.request_metrics import LatencyGoal
 from scheduler.fleet import FleetLimits, FleetScheduler
 from scheduler.policies.catalogue import policy_factory
+from scheduler.scaling import ScalingGoal
 from scheduler.service import ServiceWeights
 
 # A log line per request costs more than the request's way through the gateway.
@@ -42,6 +46,8 @@ ROUTER_STOP_S = 15.0
 # Serve keeps a gateway open for half a minute, for HAProxy on other nodes to turn elsewhere.
 GATEWAY_STOP_S = 45.0
 STOP_CHECK_S = 0.5
+# The autoscaler hears of the fleet so often, and goes by the mean over so long.
+SCALING_REPORT_S, SCALING_WINDOW_S = 2.0, 6.0
 
 
 def build(args: AppArgs) -> Application:
@@ -69,7 +75,8 @@ def build(args: AppArgs) -> Application:
     engines = _deployment(
         "Engine",
         served(EngineReplica),
-        num_replicas=args.replicas,
+        num_replicas=args.replicas if args.autoscaling is None else None,
+        autoscaling=autoscaling_config(args),
         num_gpus=args.tensor_parallel_size if on_cuda else 0,
         stop_s=args.drain_s + GOODBYE_S,
         surge_percent=args.surge_percent,
@@ -133,6 +140,35 @@ def live_settings(args: AppArgs, user_config: object) -> LiveSettings:
     )
 
 
+def autoscaling_config(args: AppArgs) -> AutoscalingConfig | None:
+    """What Serve goes by in the number of engines; None where it stays as it is."""
+    scaling = args.autoscaling
+    if scaling is None:
+        return None
+    goal = ScalingGoal(
+        scaling.target_delay_s,
+        scaling.target_switches_per_s,
+        min_engines=scaling.min_replicas,
+        max_engines=scaling.max_replicas,
+    )
+    with warnings.catch_warnings():
+        # The interval is to move into an environment variable, which Serve does not read yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            initial_replicas=args.replicas,
+            max_replicas=scaling.max_replicas,
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            metrics_interval_s=SCALING_REPORT_S,
+            look_back_period_s=SCALING_WINDOW_S,
+            policy=AutoscalingPolicy(
+                policy_function="deployments.autoscaling:PressurePolicy",
+                policy_kwargs=asdict(goal),
+            ),
+        )
+
+
 def service_weights(fairness: FairnessSettings) -> ServiceWeights:
     return ServiceWeights(fairness.input_weight, fairness.output_weight)
 
@@ -162,8 +198,9 @@ def _deployment(
     name: str,
     cls: type,
     *,
-    num_replicas: int,
+    num_replicas: int | None,
     stop_s: float,
+    autoscaling: AutoscalingConfig | None = None,
     num_gpus: int = 0,
     surge_percent: int = 0,
     user_config: dict[str, Any] | None = None,
@@ -171,6 +208,7 @@ def _deployment(
     return serve.deployment(
         name=name,
         num_replicas=num_replicas,
+        autoscaling_config=autoscaling,
         # Engines queue by priority; a second queue in front of them would undo it.
         max_ongoing_requests=1_000_000,
         health_check_period_s=2,

@@ -26,9 +26,9 @@ HEARTBEAT_S = 1.0
 class EngineLink:
     """Requests to one engine, its outputs back.
 
-    ``on_frames(engine_id, frames)`` gets each message of outputs. ``on_parting(engine_id)`` is called
-    each time that the engine says so, ``on_lost(engine_id)`` once, when the connection breaks
-    after it was up. All are called from the event loop.
+    ``on_frames(engine_id, frames)`` gets each message of outputs. ``on_parting(engine_id)`` is
+    called each time that the engine says so, ``on_lost(engine_id)`` once, when the connection
+    breaks after it was up. All are called from the event loop.
     """
 
     def __init__(

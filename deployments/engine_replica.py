@@ -20,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from deployments import wire
+from deployments.autoscaling import as_metrics
 from deployments.engine_order import (
     DRAINING,
     ECHO,
@@ -41,6 +42,7 @@ from ops.metrics.outlet import Outlet, process_registry
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import Group
 from ops.metrics.replica_metrics import ReplicaMetrics
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress
 
 logger = logging.getLogger("ray.serve")
@@ -82,6 +84,7 @@ class EngineReplica:
         self._line: EngineLine | None = None
         self._life: asyncio.Task[None] | None = None
         self._last_progress_s = time.monotonic()
+        self._pressure: FleetPressure | None = None
         self._is_draining = False
         self._num_unfinished = 0  # requests that the engine had at the last exchange
 
@@ -113,6 +116,10 @@ class EngineReplica:
         silent_s = time.monotonic() - self._last_progress_s
         if silent_s > STALL_S:
             raise EngineStalledError(self._process.engine_id, silent_s)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler is to know of the fleet; nothing while this replica does not."""
+        return as_metrics(self._pressure) if self._pressure else {}
 
     async def stop(self) -> None:
         """Drain, leave the fleet, then end the engine process."""
@@ -191,6 +198,7 @@ class EngineReplica:
                 last_step, self._last_progress_s = progress.step, time.monotonic()
                 self._metrics.progressed()
             orders = await self._report(card, progress, want_join=orders.want_join)
+            self._pressure = orders.pressure
             await asyncio.sleep(self._exchange_s)
 
     async def _report(

@@ -3,6 +3,7 @@
 import msgspec
 
 from scheduler.admission import AdmitRequest
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress
 
 
@@ -143,13 +144,15 @@ class Orders(Reply, frozen=True):
     """What an engine is to do: changed priorities, a full report, a checkpoint to keep, pins.
 
     ``pins_s`` are the seconds for which the KV of a request that has ended is to stay on the
-    device; None where nothing is ever pinned.
+    device; None where nothing is ever pinned. ``pressure`` is the whole fleet's, for the
+    autoscaler; None while nobody knows.
     """
 
     priorities: dict[str, int]
     want_join: bool = False
     checkpoint: bytes | None = None
     pins_s: dict[str, float] | None = None
+    pressure: FleetPressure | None = None
 
 
 request_decoder = msgspec.msgpack.Decoder(

@@ -1,8 +1,9 @@
 """Router: the fleet scheduler's process. One per application; no token passes through it.
 
 Owns the one ``FleetScheduler``, what it goes by (some of that may change while it runs), and the
-endpoint where gateways ask for placements and engines report. All its state is soft: engines carry its checkpoint and report everything when they
-join, so a new router goes on where the old one stopped.
+endpoint where gateways ask for placements and engines report. All its state is soft: engines
+carry its checkpoint and report everything when they join, so a new router goes on where the old
+one stopped.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ from scheduler.admission import EngineCapacity
 from scheduler.errors import NoEngineError, NotFreshError, QuotaExceededError
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.policies.policy import PolicyFactory
+from scheduler.pressure import FleetPressure
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
 
@@ -100,6 +102,7 @@ class Router:
         """``read_live`` checks a ``user_config``; without it there is nothing to change."""
         self._read_live = read_live
         self._refused_settings: str | None = None
+        self._pressure: FleetPressure | None = None
         self._fleet = new_fleet()
         self._shares = new_shares()
         self._host = host
@@ -224,8 +227,11 @@ class Router:
         return Directory(list(self._cards.values()))
 
     def _snapshot(self, _request: Ask) -> Reply:
-        refused = {"refused_settings": self._refused_settings}
-        return Snapshot(msgspec.json.encode({**self._fleet.snapshot(), **refused}))
+        ours = {
+            "refused_settings": self._refused_settings,
+            "pressure": msgspec.structs.asdict(self._pressure) if self._pressure else None,
+        }
+        return Snapshot(msgspec.json.encode({**self._fleet.snapshot(), **ours}))
 
     def _join(self, request: Join) -> Reply:
         card = request.card
@@ -266,6 +272,7 @@ class Router:
             priorities=self._fleet.priority_changes(engine_id),
             checkpoint=self._checkpoint_for(engine_id, now),
             pins_s=self._fleet.take_pins(engine_id),
+            pressure=self._pressure,
         )
 
     def _checkpoint_for(self, engine_id: str, now: float) -> bytes | None:
@@ -310,6 +317,7 @@ class Router:
                 if now - heard_s > ENGINE_SILENCE_S:
                     self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
             self._drop_silent_gateways(now)
+            self._pressure = self._fleet.take_pressure()
             self._metrics.num_engines = len(self._cards)
             self._metrics.num_gateways = len(self._gateways_heard_s)
             self._metrics.num_in_line = len(self._in_line)

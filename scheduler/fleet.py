@@ -28,12 +28,14 @@ from scheduler.errors import NoEngineError, NotFreshError, UnknownEngineError
 from scheduler.ledger import LedgerCheckpoint, ServiceLedger, Tokens
 from scheduler.line import WaitingLine
 from scheduler.output_lengths import OutputLengths
+from scheduler.policies.classes import class_of
 from scheduler.policies.policy import Policy, PolicyFactory
+from scheduler.pressure import FleetPressure, PressureGauge
 from scheduler.quotas import Quotas, Windows
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
 from scheduler.seating import Seating
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare, TenantShares
+from scheduler.shares import ServiceClass, TenantShare, TenantShares
 from scheduler.snapshot import FairnessView
 from scheduler.starvation import StarvationGuard
 from scheduler.tool_turns import ToolTurns
@@ -106,6 +108,7 @@ class FleetScheduler:
         )
         self._tool_turns = ToolTurns(max_ttl_s=limits.max_tool_ttl_s)
         self._engines: dict[str, JoinedEngine] = {}
+        self._gauge = PressureGauge()
         self._next_ranking_s = 0.0
         self._num_steps = 0.0  # that an engine has made on average
 
@@ -279,6 +282,20 @@ class FleetScheduler:
         Each is told once; 0 ends a pin. None where nothing is ever pinned.
         """
         return self._tool_turns.take_pins(engine_id)
+
+    def take_pressure(self) -> FleetPressure:
+        """How hard the engines are pressed, their switches counted since this was last taken.
+
+        For batch work nobody waits: it counts for the seats that it takes alone.
+        """
+        now_s = self._now_s()
+        waits_s = [
+            now_s - request.admitted_s
+            for request in self._requests.all()
+            if not request.has_started
+            and class_of(request, self._shares) is ServiceClass.INTERACTIVE
+        ]
+        return self._gauge.take(waits_s, len(self._requests), self._engines, now_s)
 
     def snapshot(self) -> dict[str, object]:
         """The fleet as plain values, for people."""

@@ -12,11 +12,12 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
 from app.build import build, live_settings, new_fleet
-from app.settings import AppArgs, FairnessSettings, MetricsSettings
+from app.settings import AppArgs, AutoscalingSettings, FairnessSettings, MetricsSettings
 from deployments.engine_replica import GOODBYE_S
 from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.policies.catalogue import POLICIES
+from scheduler.scaling import ScalingGoal
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShares
 
@@ -64,6 +65,25 @@ def test_whoever_is_to_go_has_the_time_to(model: str) -> None:
     surge = {name: config.max_surge_percent for name, config in configs.items()}
     # A second router would not know what the first one knows.
     assert surge == {"Router": 0, "Engine": 50, "Gateway": 100}
+
+
+def test_the_number_of_engines_may_follow_the_work(model: str) -> None:
+    """Within the bounds, from the number at the start, by our policy; else it is fixed."""
+    scaling = AutoscalingSettings(
+        min_replicas=2, max_replicas=5, target_delay_s=3.0, upscale_delay_s=1, downscale_delay_s=9
+    )
+    made = deployments(AppArgs(model=model, device="cpu", replicas=3, autoscaling=scaling))
+    config = made["Engine"]._deployment_config.autoscaling_config
+
+    assert config is not None
+    bounds = config.min_replicas, config.initial_replicas, config.max_replicas
+    assert bounds == (2, 3, 5)
+    assert (config.upscale_delay_s, config.downscale_delay_s) == (1, 9)
+    policy = config.policy.get_policy()(**config.policy.policy_kwargs)
+    goal = ScalingGoal(3.0, scaling.target_switches_per_s, min_engines=2, max_engines=5)
+    assert (type(policy).__name__, policy._goal) == ("PressurePolicy", goal)
+    fixed = deployments(AppArgs(model=model, device="cpu", replicas=3))["Engine"]
+    assert fixed._deployment_config.autoscaling_config is None
 
 
 def test_the_router_is_told_when_nothing_is_said_any_more(model: str) -> None:

@@ -19,6 +19,7 @@ NUM_ENGINES = 2
 NUM_SEATS = 8  # requests that run at once, per engine
 MAX_BODY_BYTES = 100_000
 IDLE_WITHIN_S = 30.0
+NO_LIMITS = httpx.Limits(max_connections=None)
 
 SETTINGS: Mapping[str, Any] = {
     "max_num_seqs": NUM_SEATS,
@@ -84,13 +85,18 @@ def program(
         *(
             part
             for name in settings.keys() - options
-            for part in ("--set", f"{name}={json.dumps(settings[name])}")
+            for part in ("--set", as_setting(name, settings[name]))
         ),
     ]
     with running(arguments, log) as program:
         yield program
     if pushed_to is not None:
         assert groups_of(pushed_to, "fastswitch") == []
+
+
+def as_setting(name: str, value: Any) -> str:
+    """What ``--set`` takes."""
+    return f"{name}={json.dumps(value)}"
 
 
 def _option(name: str) -> str:
@@ -104,7 +110,7 @@ async def http(program: Program, tenants: Tenants) -> AsyncIterator[httpx.AsyncC
         base_url=program.url,
         headers={"Authorization": f"Bearer {tenants.operator_key}"},
         timeout=240,
-        limits=httpx.Limits(max_connections=None),
+        limits=NO_LIMITS,
     ) as client:
         yield client
 

@@ -268,8 +268,10 @@ async def unavailable(http: httpx.AsyncClient) -> tuple[dict[str, str], dict[str
 
 
 @asynccontextmanager
-async def endless_requests(http: httpx.AsyncClient, tenant: str) -> AsyncIterator[list[int]]:
-    """Keep some requests under way; each that ends adds its tokens to the list. None may fail."""
+async def endless_requests(
+    http: httpx.AsyncClient, tenant: str, *, num: int = 4
+) -> AsyncIterator[list[int]]:
+    """Keep ``num`` requests under way; each that ends adds its tokens to the list. None may fail."""
     served: list[int] = []
     is_over = False
 
@@ -280,7 +282,7 @@ async def endless_requests(http: httpx.AsyncClient, tenant: str) -> AsyncIterato
             assert stream.finish_reason == "length", stream.error
             served.append(stream.num_tokens)
 
-    askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
+    askers = [asyncio.create_task(keep_asking()) for _ in range(num)]
     try:
         yield served
     finally:

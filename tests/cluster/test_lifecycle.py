@@ -1,4 +1,4 @@
-"""Changes to a service that runs: all of it is replaced under load, or some settings without that."""
+"""Changes to a service that runs: all of it is replaced under load, or settings change alone."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,9 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cluster.conftest import NUM_ENGINES
+from tests.cluster.conftest import (
+    NO_LIMITS,
+    NUM_ENGINES,
+    NUM_SEATS,
+    SETTINGS,
+    as_setting,
+)
 from tests.cluster.fleet import Fleet, fleet_when, look
-from tests.cluster.program import ENGINE_CORE, GATEWAY, ROUTER, Program, wait_until
+from tests.cluster.program import ENGINE_CORE, GATEWAY, ROUTER, Program, running, wait_until
 from tests.cluster.redeploy import Deployer
 from tests.cluster.test_faults import (
     BACK_WITHIN_S,
@@ -90,6 +96,29 @@ async def test_settings_change_without_a_restart(
         await until_served(http, served, more=4)
 
     assert pids(server, ENGINE_CORE, ROUTER, GATEWAY) == before
+
+
+async def test_engines_come_with_the_load_and_go_with_it(tiny_model: Path, tmp_path: Path) -> None:
+    """From one to two while requests wait, and back while some still run: none fails by it."""
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_delay_s": 0.2,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+    }
+    settings = {**SETTINGS, "autoscaling": scaling, "drain_s": 0.2}
+    arguments = [
+        *("--model", str(tiny_model), "--device", "cpu", "--replicas", "1"),
+        *(part for name, value in settings.items() for part in ("--set", as_setting(name, value))),
+    ]
+    with running(arguments, tmp_path / "log") as program:
+        async with httpx.AsyncClient(base_url=program.url, timeout=240, limits=NO_LIMITS) as http:
+            async with endless_requests(http, "few") as served:
+                async with endless_requests(http, "many", num=10 * NUM_SEATS):
+                    await fleet_when(http, lambda fleet: len(fleet.engines) == 2, "one came")
+                await fleet_when(http, lambda fleet: len(fleet.engines) == 1, "one went")
+                await until_served(http, served, more=4)
 
 
 def pids(server: Program, *names: str) -> set[int]:

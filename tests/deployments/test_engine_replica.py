@@ -16,6 +16,7 @@ from deployments.messages import Done, Drain, Join, Leave, Orders, Reply, Report
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
+from scheduler.pressure import FleetPressure
 from tests.deployments.stand_ins import (
     ENGINE_PROGRAM,
     HOST,
@@ -29,10 +30,10 @@ from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
 
 
 class OrderingRouter(StandInRouter):
-    """Answers joins and reports with ``orders``, once; then with nothing to do."""
+    """Answers joins and reports with ``orders``, once; then with ``lasting``, nothing to do."""
 
     def __init__(self) -> None:
-        self.orders = Orders({})
+        self.orders = self.lasting = Orders({})
         super().__init__(self._order)
 
     def of_kind(self, kind: type[Any]) -> list[Any]:
@@ -41,7 +42,7 @@ class OrderingRouter(StandInRouter):
     def _order(self, request: Request) -> Reply:
         if not isinstance(request, Join | Report):
             return Done()
-        orders, self.orders = self.orders, Orders({})
+        orders, self.orders = self.orders, self.lasting
         return orders
 
 
@@ -126,6 +127,23 @@ async def test_pins_reach_the_engine_once() -> None:
     assert sorted(report.progress.switches.pins for report in router.of_kind(Report))[-2:] == [0, 2]
 
 
+async def test_the_autoscaler_is_told_what_the_router_says_of_the_fleet() -> None:
+    """The newest; nothing while there is no router that could know."""
+    with OrderingRouter() as router:
+        async with started(StandInHandle(router.endpoint)) as replica:
+            assert await replica.record_autoscaling_stats() == {}
+            router.lasting = Orders({}, pressure=FleetPressure(2.0, 3.0, 0.5))
+            told = {"delay_s": 2.0, "switches_per_s": 3.0, "busy_share": 0.5}
+            async with asyncio.timeout(PATIENCE_S):
+                while await replica.record_autoscaling_stats() != told:
+                    await asyncio.sleep(0.002)
+
+            router.close()
+            async with asyncio.timeout(PATIENCE_S):
+                while await replica.record_autoscaling_stats():
+                    await asyncio.sleep(0.002)
+
+
 async def test_an_engine_that_is_asked_to_join_joins() -> None:
     """A router that has never heard of it, or has forgotten it, gets everything."""
     with OrderingRouter() as router:
@@ -181,6 +199,7 @@ async def test_stopping_drains_the_engine_and_then_parts_with_the_rest(
     with OrderingRouter() as router:
         async with started(StandInHandle(router.endpoint), act, drain_s=drain_s) as replica:
             await until(lambda: len(router.requests) > 3)
+            assert replica._process is not None
             log = replica._process._log_tail
         engine_id = replica._engine_id
         [drain] = router.of_kind(Drain)

@@ -52,6 +52,7 @@ from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
 from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.numbering import MIDDLE
 from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
@@ -461,6 +462,21 @@ async def test_wrong_settings_change_nothing_and_are_shown(clock: HeldClock) -> 
         assert (shown["policy"], shown["tenants"]["acme"]["weight"]) == ("fcfs", 3.0)
         await call.router.reconfigure({})
         assert (await snapshot(call))["refused_settings"] is None
+
+
+async def test_engines_are_told_how_hard_the_fleet_is_pressed(clock: HeldClock) -> None:
+    """With their orders, for the autoscaler; people see it too."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        clock.now_s += 4.0
+
+        pressed = FleetPressure(delay_s=4.0, busy_share=1 / 8)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await call(Report("engine-a", progress()))).pressure != pressed:
+                await asyncio.sleep(0.002)
+
+        assert (await snapshot(call))["pressure"] == msgspec.structs.asdict(pressed)
 
 
 async def test_only_the_keepers_get_the_checkpoint(clock: HeldClock) -> None:

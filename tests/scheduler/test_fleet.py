@@ -1035,6 +1035,26 @@ def test_the_longest_wait_may_change_for_those_who_wait() -> None:
     assert fleet.priority_changes("engine-a") == {"r1": STARVING}
 
 
+# --- pressure -----------------------------------------------------------------------------------
+
+
+def test_the_pressure_is_of_those_who_have_not_run_and_for_whom_somebody_waits() -> None:
+    """In the line or on an engine; batch work takes seats and waits for nobody."""
+    clock = HeldClock()
+    fleet = make_fleet("engine-a", clock=clock)
+    fleet.set_tenants({"nightly": TenantShare(service_class=ServiceClass.BATCH)})
+    for name in ("acme", "nightly"):
+        fleet.admit(ask(f"{name}-runs", name))
+        fleet.admit(ask(f"{name}-waits", name))
+    running = [live(f"{name}-runs", name, done=(100, 1)) for name in ("acme", "nightly")]
+    fleet.on_report("engine-a", progress(1, running))
+    clock.now_s += 3.0
+
+    pressure = fleet.take_pressure()
+
+    assert (pressure.delay_s, pressure.busy_share) == (3.0, 4 / CAPACITY.max_num_seqs)
+
+
 # --- turns that call tools ------------------------------------------------------------------------
 
 
