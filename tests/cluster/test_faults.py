@@ -271,7 +271,7 @@ async def unavailable(http: httpx.AsyncClient) -> tuple[dict[str, str], dict[str
 async def endless_requests(
     http: httpx.AsyncClient, tenant: str, *, num: int = 4
 ) -> AsyncIterator[list[int]]:
-    """Keep ``num`` requests under way; each that ends adds its tokens to the list. None may fail."""
+    """Keep ``num`` requests under way; each that ends adds its tokens to the list, none fails."""
     served: list[int] = []
     is_over = False
 

@@ -113,12 +113,14 @@ async def test_engines_come_with_the_load_and_go_with_it(tiny_model: Path, tmp_p
         *(part for name, value in settings.items() for part in ("--set", as_setting(name, value))),
     ]
     with running(arguments, tmp_path / "log") as program:
-        async with httpx.AsyncClient(base_url=program.url, timeout=240, limits=NO_LIMITS) as http:
-            async with endless_requests(http, "few") as served:
-                async with endless_requests(http, "many", num=10 * NUM_SEATS):
-                    await fleet_when(http, lambda fleet: len(fleet.engines) == 2, "one came")
-                await fleet_when(http, lambda fleet: len(fleet.engines) == 1, "one went")
-                await until_served(http, served, more=4)
+        async with (
+            httpx.AsyncClient(base_url=program.url, timeout=240, limits=NO_LIMITS) as http,
+            endless_requests(http, "few") as served,
+        ):
+            async with endless_requests(http, "many", num=10 * NUM_SEATS):
+                await fleet_when(http, lambda fleet: len(fleet.engines) == 2, "one came")
+            await fleet_when(http, lambda fleet: len(fleet.engines) == 1, "one went")
+            await until_served(http, served, more=4)
 
 
 def pids(server: Program, *names: str) -> set[int]:
