@@ -15,7 +15,7 @@ from tests.cluster.conftest import (
     SETTINGS,
     as_setting,
 )
-from tests.cluster.fleet import Fleet, fleet_when, look
+from tests.cluster.fleet import Fleet, fleet_when
 from tests.cluster.program import ENGINE_CORE, GATEWAY, ROUTER, Program, running, wait_until
 from tests.cluster.redeploy import Deployer
 from tests.cluster.test_faults import (
@@ -27,10 +27,12 @@ from tests.cluster.test_faults import (
     undisturbed,
     until_served,
 )
+from tests.cluster.traffic import Stream, completion
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 REDEPLOYED_WITHIN_S = 2 * BACK_WITHIN_S
+LONG_TOKENS = 7000  # of a stream that is there when its engine and its gateway are to go
 
 
 @pytest.fixture
@@ -43,10 +45,15 @@ def deployer(program: Program, settings: Mapping[str, Any], tmp_path: Path) -> D
 async def test_a_redeploy_under_load_is_missed_by_nobody(
     server: Program, http: httpx.AsyncClient, deployer: Deployer
 ) -> None:
-    """Engines, router and gateway are replaced: no request fails, and all answers are the same."""
+    """Engines, router and gateway are replaced: no request fails, and all answers are the same.
+
+    So are two long ones that begin before it, whichever engines they were on. What clients were
+    given meanwhile is charged, to within 5 %.
+    """
     answers = await undisturbed(http)
-    before = await look(http)
+    before = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
     old = pids(server, ROUTER, GATEWAY)
+    long = [Stream(http, completion(max_tokens=LONG_TOKENS), tenant="long") for _ in range(2)]
     async with repeated_answers(http, answers) as num_right:
         await served_again(num_right)
         await asyncio.to_thread(deployer.deploy)
@@ -65,6 +72,12 @@ async def test_a_redeploy_under_load_is_missed_by_nobody(
             within_s=REDEPLOYED_WITHIN_S,
         )
         await served_again(num_right)
+    assert [len(stream.tokens) for stream in long] == [LONG_TOKENS, LONG_TOKENS]
+    assert long[0].tokens == long[1].tokens
+    after = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
+    charged = after.tenant("streams").output_tokens - before.tenant("streams").output_tokens
+    given = sum(num * len(answers[name]) for name, num in num_right.items())
+    assert charged == pytest.approx(given, rel=0.05)
     await both_engines_serve(http)
 
 
@@ -118,9 +131,19 @@ async def test_engines_come_with_the_load_and_go_with_it(tiny_model: Path, tmp_p
             endless_requests(http, "few") as served,
         ):
             async with endless_requests(http, "many", num=10 * NUM_SEATS):
-                await fleet_when(http, lambda fleet: len(fleet.engines) == 2, "one came")
-            await fleet_when(http, lambda fleet: len(fleet.engines) == 1, "one went")
+                await until_engines(http, 2)
+            await until_engines(http, 1)
             await until_served(http, served, more=4)
+
+
+async def until_engines(http: httpx.AsyncClient, num: int) -> None:
+    """Returns once so many are in the fleet."""
+    await fleet_when(
+        http,
+        lambda fleet: len(fleet.engines) == num,
+        f"there are {num} engines",
+        within_s=REDEPLOYED_WITHIN_S,
+    )
 
 
 def pids(server: Program, *names: str) -> set[int]:
