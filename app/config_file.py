@@ -6,12 +6,14 @@ wrong with the file. Serve reads the same file itself for ``serve deploy``.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from app.errors import ConfigFileError
+from app.errors import ConfigFileError, LiveSettingsError
+from app.live_settings import with_live
+from app.problems import describe
 from app.settings import AppArgs
 
 IMPORT_PATH = "app.build:build"
@@ -37,11 +39,16 @@ def read_serve_config(path: Path, overrides: dict[str, Any]) -> ServeConfig:
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
     if not isinstance(host, str) or not isinstance(port, int):
         raise ConfigFileError(path, "http_options: host is a name or address, port a whole number")
-    ours = _our_args(path, document)
+    application = _our_application(path, document)
+    ours = _section(path, application, "args")
     if isinstance(ours.get("tenants_file"), str):
         # Relative to the file that says so: replicas run in folders of Ray's.
         ours["tenants_file"] = path.resolve().parent / ours["tenants_file"]
-    return ServeConfig(host, port, parse_args(path, {**ours, **overrides}))
+    args = parse_args(path, {**ours, **overrides})
+    try:
+        return ServeConfig(host, port, with_live(args, _router_config(application)))
+    except LiveSettingsError as error:
+        raise ConfigFileError(path, str(error)) from None
 
 
 def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:
@@ -53,40 +60,10 @@ def parse_args(path: Path, raw: dict[str, Any]) -> AppArgs:
     try:
         return AppArgs.model_validate(raw)
     except ValidationError as error:
-        raise ConfigFileError(path, describe(error)) from None
+        raise ConfigFileError(path, describe(error, "args")) from None
 
 
-def describe(error: ValidationError) -> str:
-    """The first problem as one sentence: where it is, what it was, what is allowed."""
-    sentence = _first_problem(error)
-    # Names and values come from the file: a line break in one must not break the sentence.
-    return "".join(sign if sign.isprintable() else "?" for sign in sentence)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(["args", *(str(part) for part in problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        return (
-            f"{where}: there is no such setting; allowed are {', '.join(_fields(problem['loc']))}"
-        )
-    message = problem["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-    return f"{where}: {message[:1].lower()}{message[1:]}{value}"
-
-
-def _fields(location: tuple[int | str, ...]) -> list[str]:
-    """The settings there are where an unknown one was found."""
-    model: Any = AppArgs
-    for part in location[:-1]:
-        if get_origin(model) is dict:
-            _, model = get_args(model)  # the part is a tenant's name
-        else:
-            model = model.model_fields[part].annotation
-    return sorted(field.alias or name for name, field in model.model_fields.items())
-
-
-def _our_args(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+def _our_application(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     applications = document.get("applications")
     if not isinstance(applications, list):
         raise ConfigFileError(path, "applications: a list is needed")
@@ -99,7 +76,16 @@ def _our_args(path: Path, document: dict[str, Any]) -> dict[str, Any]:
         raise ConfigFileError(
             path, f"applications: one with import_path {IMPORT_PATH} is needed, found {len(ours)}"
         )
-    return _section(path, ours[0], "args")
+    return ours[0]
+
+
+def _router_config(application: dict[str, Any]) -> object:
+    """What the file gives the router to change while it runs; Serve checks the rest of it."""
+    deployments = application.get("deployments")
+    for deployment in deployments if isinstance(deployments, list) else []:
+        if isinstance(deployment, dict) and deployment.get("name") == "Router":
+            return deployment.get("user_config")
+    return {}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def needed_bytes(model: ModelFolder | None, *, on_cuda: bool) -> int:
     per_engine = (ENGINE_GIB + args.host_kv_gib) * GIB
     if not on_cuda:
         per_engine += DEFAULT_CPU_KV_GIB * GIB + (model.weights_bytes if model else 0)
-    return int(args.replicas * per_engine + REST_GIB * GIB)
+    return int(args.max_replicas * per_engine + REST_GIB * GIB)
 
 
 def check_memory(available_bytes: int, needed_bytes: int) -> Finding:

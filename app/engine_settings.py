@@ -56,7 +56,7 @@ def engine_environment(args: AppArgs, *, on_cuda: bool, num_cores: int) -> Mappi
     if on_cuda:
         return common
     # One core is left to gateway, router and Ray, as vLLM's own server leaves one to itself.
-    threads = max(1, (num_cores - 1) // args.replicas)
+    threads = max(1, (num_cores - 1) // args.max_replicas)
     environment = {**common, "OMP_NUM_THREADS": str(threads)}
     if args.tensor_parallel_size == 1:
         # The model then runs inside the engine process: one process and one hop per step less.

@@ -12,6 +12,7 @@ AppError
 │   ├── UnknownKeyError    no tenant has this key
 │   └── RevokedKeyError    the key was taken back
 ├── ConfigFileError        serve_config.yaml cannot be read or holds what is not allowed
+├── LiveSettingsError      settings for an application that runs hold what is not allowed
 ├── PortInUseError         the port to serve on is taken
 ├── AddressError           the address to serve on is none of this machine's
 ├── TooLittleMemoryError   the engines would not fit
@@ -174,6 +175,17 @@ class ConfigFileError(AppError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
+
+
+class LiveSettingsError(AppError):
+    """Settings that are to change while the application runs hold what is not allowed."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 class PortInUseError(AppError):

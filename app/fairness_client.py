@@ -79,6 +79,7 @@ class Fairness(msgspec.Struct, frozen=True):
     tenants: dict[str, TenantNow] = {}
     engines: dict[str, EngineNow] = {}
     totals: TotalsNow = TotalsNow()
+    refused_settings: str | None = None  # why the newest settings are not in force
 
 
 class Look(msgspec.Struct, frozen=True):

@@ -81,6 +81,11 @@ def _environment(run_folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # A HAProxy that has a successor keeps its connections for so long: a stream may be that
+        # long when a gateway is replaced.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+        # A gateway that is to go stays open until HAProxy has turned elsewhere: here, at once.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3.0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(

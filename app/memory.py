@@ -19,7 +19,7 @@ def check_memory(args: AppArgs, *, on_cuda: bool) -> None:
         TooLittleMemoryError: with what there is and what is asked for.
     """
     kv_gib = 0.0 if on_cuda else args.kv_cache_gib or DEFAULT_CPU_KV_GIB
-    wanted_gib = args.replicas * (ENGINE_GIB + kv_gib + args.host_kv_gib) + REST_GIB
+    wanted_gib = args.max_replicas * (ENGINE_GIB + kv_gib + args.host_kv_gib) + REST_GIB
     available_gib = psutil.virtual_memory().available / GIB
     if wanted_gib > available_gib:
-        raise TooLittleMemoryError(wanted_gib, available_gib, args.replicas)
+        raise TooLittleMemoryError(wanted_gib, available_gib, args.max_replicas)

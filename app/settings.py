@@ -219,6 +219,44 @@ def _is_http_address(value: str) -> bool:
     return is_plain and is_whole and value.isascii() and value.isprintable() and " " not in value
 
 
+class AutoscalingSettings(_Settings):
+    """How the number of engines follows what they have to do."""
+
+    min_replicas: int = Field(default=1, ge=1, le=1000, description="Engines, at least.")
+    max_replicas: int = Field(ge=1, le=1000, description="Engines, at most.")
+    target_delay_s: float = Field(
+        default=2.0,
+        ge=0.01,
+        le=3600,
+        description="Mean wait of requests that have not run yet, batch work aside, above which "
+        "there are to be more engines.",
+    )
+    target_switches_per_s: float = Field(
+        default=50.0,
+        gt=0,
+        le=1e6,
+        description="Running requests that make way for others, per engine and second, above "
+        "which there are to be more.",
+    )
+    upscale_delay_s: float = Field(
+        default=10.0, ge=0, le=86_400, description="How long that has to be so."
+    )
+    downscale_delay_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="How long fewer engines would have to do before one goes.",
+    )
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "AutoscalingSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, less than min_replicas, {self.min_replicas}"
+            )
+        return self
+
+
 class AppArgs(_Settings):
     """What ``args:`` of serve_config.yaml may say; anything else is an error."""
 
@@ -231,7 +269,12 @@ class AppArgs(_Settings):
         default=None, description="The name clients use; the model's own when left out."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    replicas: int = Field(default=2, ge=1, le=1000, description="Engines.")
+    replicas: int = Field(
+        default=2, ge=1, le=1000, description="Engines; with autoscaling those at the start."
+    )
+    autoscaling: AutoscalingSettings | None = Field(
+        default=None, description="Left out: as many engines as replicas says."
+    )
     gateways: int = Field(default=1, ge=1, le=100, description="HTTP frontends.")
     tensor_parallel_size: int = Field(default=1, ge=1, le=64, description="GPUs per engine.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -300,6 +343,27 @@ class AppArgs(_Settings):
         le=3600,
         description="Longest wait of a request for an engine where the last one has died.",
     )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="How long an engine that is to go (a redeploy, fewer replicas) finishes its "
+        "requests; what is left then goes on with another engine.",
+    )
+    gateway_drain_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="How long a gateway that is to go finishes its requests; its clients' "
+        "connections cannot go elsewhere.",
+    )
+    surge_percent: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Engines that a redeploy may start before it ends old ones, in percent of "
+        "all, where there are GPUs and memory for them; 0 ends one first, or one in five.",
+    )
     max_queued_requests: int = Field(
         default=10_000,
         gt=0,
@@ -325,6 +389,21 @@ class AppArgs(_Settings):
         except TypeError as error:
             raise ValueError(f"only plain values can be passed on: {error}") from None
         return value
+
+    @property
+    def max_replicas(self) -> int:
+        """Engines, at most."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.replicas
+
+    @model_validator(mode="after")
+    def _starts_within_bounds(self) -> "AppArgs":
+        scaling = self.autoscaling
+        if scaling and not scaling.min_replicas <= self.replicas <= scaling.max_replicas:
+            raise ValueError(
+                f"replicas is {self.replicas}: with autoscaling from {scaling.min_replicas} to "
+                f"{scaling.max_replicas} engines it is one of these"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_tenants(self) -> "AppArgs":

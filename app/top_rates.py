@@ -85,6 +85,7 @@ class Rates:
     totals: TotalRates
     tenants: list[TenantRates]
     engines: list[EngineRates]
+    refused_settings: str | None = None
 
 
 def rates(before: Look, now: Look) -> Rates:
@@ -97,6 +98,7 @@ def rates(before: Look, now: Look) -> Rates:
         totals=_total_rates(before.fairness.totals, now.fairness.totals, window_s),
         tenants=_tenant_rates(before.fairness.tenants, now.fairness.tenants, window_s),
         engines=_engine_rates(before.fairness.engines, now.fairness.engines, window_s),
+        refused_settings=now.fairness.refused_settings,
     )
 
 

@@ -85,8 +85,8 @@ def render(
     parts: list[RenderableType] = [head, line, "", _tenants(rates.tenants, width, max_tenants)]
     if rates.engines:
         parts += ["", _engines(rates.engines, width, max_engines)]
-    if trouble:
-        parts.insert(0, Text(trouble, "bold red"))
+    for problem in filter(None, (rates.refused_settings, trouble)):
+        parts.insert(0, Text(problem, "bold red", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 

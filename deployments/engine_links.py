@@ -1,7 +1,8 @@
 """A gateway's lines to the engines: one per engine, up when both ways are proven.
 
-Owns sockets and the frames' way through them; knows nothing of what the frames say. A line
-that breaks is reported once and closed for good: a restarted engine is a new engine.
+Owns sockets and the frames' way through them, and at which stage of its way out an engine says it
+is; knows nothing of what the other frames say. A line that breaks is reported once and closed for
+good: a restarted engine is a new engine.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from deployments import wire
-from deployments.engine_order import ECHO, HEARTBEAT
+from deployments.engine_order import ECHO, HEARTBEAT, PARTING, STAGES
 from deployments.messages import EngineCard
 
 logger = logging.getLogger("ray.serve")
@@ -25,8 +26,9 @@ HEARTBEAT_S = 1.0
 class EngineLink:
     """Requests to one engine, its outputs back.
 
-    ``on_frames(engine_id, frames)`` gets each message of outputs; ``on_lost(engine_id)`` is called
-    once, from the event loop, when the connection breaks after it was up.
+    ``on_frames(engine_id, frames)`` gets each message of outputs. ``on_parting(engine_id)`` is
+    called each time that the engine says so, ``on_lost(engine_id)`` once, when the connection
+    breaks after it was up. All are called from the event loop.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class EngineLink:
         client_index: int,
         on_frames: Callable[[str, Sequence[zmq.Frame]], None],
         on_lost: Callable[[str], None],
+        on_parting: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.card = card
         self.is_up = False
+        self._stage = ECHO
         self._client = client_index.to_bytes(8, "little")
-        self._on_frames, self._on_lost = on_frames, on_lost
+        self._on_frames, self._on_lost, self._on_parting = on_frames, on_lost, on_parting
         context = zmq.asyncio.Context.instance()
         self._input = wire.connect(
             context, zmq.PUSH, wire.Endpoint(card.input_address, card.public_key)
@@ -54,6 +58,10 @@ class EngineLink:
         self._tasks = [
             asyncio.create_task(task) for task in (self._read(), self._beat(), self._watch())
         ]
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.is_up and self._stage == ECHO
 
     async def send(self, frames: Sequence[bytes]) -> None:
         await self._input.send_multipart(frames, copy=False)
@@ -75,10 +83,15 @@ class EngineLink:
     async def _read(self) -> None:
         while True:
             frames = await self._output.recv_multipart(copy=False)
-            if len(frames) == 1 and frames[0].bytes == ECHO:
-                self.is_up = True
-                continue
-            self._on_frames(self.card.engine_id, frames)
+            if len(frames) == 1 and frames[0].bytes in STAGES:
+                self._note_stage(frames[0].bytes)
+            else:
+                self._on_frames(self.card.engine_id, frames)
+
+    def _note_stage(self, stage: bytes) -> None:
+        self._stage, self.is_up = stage, True
+        if stage == PARTING:
+            self._on_parting(self.card.engine_id)
 
     async def _beat(self) -> None:
         while True:

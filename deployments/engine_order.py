@@ -12,8 +12,16 @@ from ops.metrics.outlet import Outlets
 # Message kinds beside vLLM's own EngineCoreRequestType, which counts up from zero.
 HEARTBEAT = b"\xf0"  # [client index]: a gateway is alive; the engine answers with ECHO
 ERROR_MARK = "fastswitch-engine-error: "  # before the reason, in the log of an engine that ended
-ECHO = b""  # proves the way back too: outputs to a client that is not connected yet are lost
 EXCHANGE = b"\xf1"  # [Exchange]
+STAGE = b"\xf2"  # [stage]: the replica tells the engine at which of the stages below it is
+
+# What an engine answers to a heartbeat, and tells all its clients when it changes: where it is on
+# its way out. The answer proves the way back too: outputs to a client that is not connected yet
+# are lost.
+ECHO = b""  # it takes requests
+DRAINING = b"\x01"  # it finishes what it has and takes nothing new
+PARTING = b"\x02"  # what it still has is to go on elsewhere
+STAGES = frozenset({ECHO, DRAINING, PARTING})
 
 REPLICA_CLIENT = 0  # the replica is its engine's client 0; gateways draw theirs at random
 

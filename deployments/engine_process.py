@@ -70,6 +70,10 @@ class EngineProcess:
             raise EngineStartError(self.engine_id, status, self._reason())
         return msgspec.msgpack.decode(payload, type=EngineCard)
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     def check_alive(self) -> None:
         """Raises EngineStartError once the process has ended."""
         if self._process is not None and self._process.returncode is not None:
@@ -77,7 +81,7 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """Ask the process to end, insist after a while."""
-        if self._process is None or self._process.returncode is not None:
+        if self._process is None or not self.is_alive:
             return
         self._process.terminate()
         try:

@@ -3,6 +3,8 @@
 Owns the engine process: start, regular exchange of priorities against progress, health, end.
 Leaves what runs next to the router's scheduler and the tokens to engine and gateways, which
 talk directly. Without a router the engine goes on with the last priorities it was given.
+An engine that is to go drains: it takes nothing new, finishes what it can in ``drain_s``, and then
+parts with the rest, which its gateways have go on elsewhere.
 The process imports neither torch nor vLLM, so a replica costs little beside its engine.
 """
 
@@ -18,23 +20,29 @@ import zmq
 import zmq.asyncio
 
 from deployments import wire
+from deployments.autoscaling import as_metrics
 from deployments.engine_order import (
+    DRAINING,
     ECHO,
     EXCHANGE,
     HEARTBEAT,
+    PARTING,
     REPLICA_CLIENT,
+    STAGE,
+    STAGES,
     EngineOrder,
     Exchange,
 )
-from deployments.engine_process import EngineProcess
+from deployments.engine_process import STOP_S, EngineProcess
 from deployments.errors import EngineStalledError, RouterAwayError
-from deployments.messages import EngineCard, Join, Leave, Orders, Report
+from deployments.messages import Drain, EngineCard, Join, Leave, Orders, Report
 from deployments.node import application_name, new_engine_id, node_address
 from deployments.router_link import RouterHandle, RouterLink
 from ops.metrics.outlet import Outlet, process_registry
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import Group
 from ops.metrics.replica_metrics import ReplicaMetrics
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress
 
 logger = logging.getLogger("ray.serve")
@@ -42,6 +50,10 @@ logger = logging.getLogger("ray.serve")
 STALL_S = 120.0  # longer than any step: a full batch of long prefills on a slow CPU
 REPLY_S = 2.0
 KNOCK_S = 0.2
+TELL_S = 0.5  # for what the router is to know of an engine's end; it finds out by itself too
+PARTING_S = 5.0  # for gateways to have taken away what they can, several heartbeats
+# What a replica needs to end beyond ``drain_s``: to part, to say goodbye, to end its process.
+GOODBYE_S = PARTING_S + STOP_S + 10.0
 
 
 class EngineReplica:
@@ -55,11 +67,13 @@ class EngineReplica:
         exchange_s: float,
         host: str | None = None,
         metrics: MetricsPlan = PLAIN_PLAN,
+        drain_s: float = 0.0,
     ) -> None:
         self._router = RouterLink(router)
         self._engine_args = dict(engine_args)
         self._engine_env = dict(engine_env)
         self._exchange_s = exchange_s
+        self._drain_s = drain_s
         self._host = host
         self._plan = metrics
         self._engine_id = new_engine_id()
@@ -70,6 +84,9 @@ class EngineReplica:
         self._line: EngineLine | None = None
         self._life: asyncio.Task[None] | None = None
         self._last_progress_s = time.monotonic()
+        self._pressure: FleetPressure | None = None
+        self._is_draining = False
+        self._num_unfinished = 0  # requests that the engine had at the last exchange
 
     async def start(self) -> None:
         """Start the engine process and, once it is ready, the exchange.
@@ -100,19 +117,53 @@ class EngineReplica:
         if silent_s > STALL_S:
             raise EngineStalledError(self._process.engine_id, silent_s)
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler is to know of the fleet; nothing while this replica does not."""
+        return as_metrics(self._pressure) if self._pressure else {}
+
     async def stop(self) -> None:
-        """Leave the fleet, then end the engine process."""
-        if self._life is not None:
+        """Drain, leave the fleet, then end the engine process."""
+        if self._line is not None and self._life is not None:
+            await self._drain(self._line)
             self._life.cancel()
         if self._process is not None:
-            with contextlib.suppress(RouterAwayError):
-                await self._router.call(Leave(self._process.engine_id), timeout_s=0.5)
+            await self._tell(Leave(self._process.engine_id))
             await self._process.stop()
         if self._outlet is not None:
             await asyncio.to_thread(self._outlet.close)
         if self._line is not None:
             self._line.close()
         self._router.close()
+
+    async def _drain(self, line: "EngineLine") -> None:
+        """Have the engine's requests end, or go on elsewhere, before it does."""
+        self._is_draining = True
+        await line.enter_stage(DRAINING)
+        await self._tell(Drain(self._engine_id))
+        if await self._is_empty_within(self._drain_s):
+            return
+        logger.info("Engine %s parts with %d requests", self._engine_id, self._num_unfinished)
+        await line.enter_stage(PARTING)
+        if not await self._is_empty_within(PARTING_S):
+            logger.warning("Engine %s ends with %d", self._engine_id, self._num_unfinished)
+
+    async def _is_empty_within(self, within_s: float) -> bool:
+        deadline_s = time.monotonic() + within_s
+        while self._num_unfinished and self._is_working:
+            if time.monotonic() >= deadline_s:
+                return False
+            await asyncio.sleep(self._exchange_s)
+        return True
+
+    @property
+    def _is_working(self) -> bool:
+        assert self._process is not None
+        assert self._life is not None
+        return self._process.is_alive and not self._life.done()
+
+    async def _tell(self, message: Drain | Leave) -> None:
+        with contextlib.suppress(RouterAwayError):
+            await self._router.call(message, timeout_s=TELL_S)
 
     def _make_order(self, host: str) -> EngineOrder:
         outlets = self._plan.outlets
@@ -142,17 +193,19 @@ class EngineReplica:
             except TimeoutError:
                 continue  # a long step; check_health decides when it is too long
             self._metrics.exchanged(time.monotonic() - asked_s)
+            self._num_unfinished = progress.num_running + progress.num_waiting
             if progress.step != last_step or progress.num_running == 0:
                 last_step, self._last_progress_s = progress.step, time.monotonic()
                 self._metrics.progressed()
             orders = await self._report(card, progress, want_join=orders.want_join)
+            self._pressure = orders.pressure
             await asyncio.sleep(self._exchange_s)
 
     async def _report(
         self, card: EngineCard, progress: EngineProgress, *, want_join: bool
     ) -> Orders:
         message = (
-            Join(card, progress, self._checkpoint)
+            Join(card, progress, self._checkpoint, self._is_draining)
             if want_join
             else Report(card.engine_id, progress)
         )
@@ -201,6 +254,10 @@ class EngineLine:
         self._input.close()
         self._output.close()
 
+    async def enter_stage(self, stage: bytes) -> None:
+        """Have the engine tell its clients that it is at this stage of its way out."""
+        await self._input.send_multipart([STAGE, stage])
+
     async def exchange(self, orders: Orders) -> EngineProgress:
         """Hand on ``orders`` and fetch the progress since the last exchange.
 
@@ -213,7 +270,7 @@ class EngineLine:
             self._unanswered = True
         async with asyncio.timeout(REPLY_S):
             payload = ECHO
-            while payload == ECHO:
+            while payload in STAGES:
                 [payload] = await self._output.recv_multipart()
         self._unanswered = False
         return self._decode(payload)

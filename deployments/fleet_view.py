@@ -47,7 +47,8 @@ RENEW_S = 5.0  # after so long in line a request asks again: a place that was to
 class FleetView:
     """The engines as one gateway sees them. Lives on one event loop.
 
-    ``on_frames`` and ``on_lost`` are set by whoever reads the outputs, before ``start``.
+    ``on_frames``, ``on_lost`` and ``on_parting`` are set by whoever reads the outputs, before
+    ``start``.
     """
 
     def __init__(self, router: RouterHandle, client_index: int, admit_timeout_s: float) -> None:
@@ -65,6 +66,7 @@ class FleetView:
         self._arrival = asyncio.Event()  # set for a moment whenever an engine has come up
         self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
         self.on_lost: Callable[[str], None]
+        self.on_parting: Callable[[str], None]
 
     async def start(self) -> list[EngineCard]:
         """Find the router and reach the first engine; returns the cards of engines that are up."""
@@ -120,7 +122,7 @@ class FleetView:
             raise QuotaExceededError(*msgspec.structs.astuple(reply))
         if isinstance(reply, Placed):
             link = self._links.get(reply.engine_id)
-            if link is not None and link.is_up:
+            if link is not None and link.takes_requests:
                 self._remember(admit.request.tenant, reply.priority)
                 self._num_open[reply.engine_id] += 1
                 return link, reply.priority
@@ -205,7 +207,11 @@ class FleetView:
         return [link for link in self._links.values() if link.is_up]
 
     def _place_alone(self, admit: Admit) -> tuple[EngineLink, int]:
-        candidates = [link for link in self._up() if link.card.engine_id not in admit.avoid]
+        candidates = [
+            link
+            for link in self._links.values()
+            if link.takes_requests and link.card.engine_id not in admit.avoid
+        ]
         if not candidates:
             raise NoEngineLeftError
         link = min(candidates, key=lambda link: self._num_open[link.card.engine_id])
@@ -242,7 +248,7 @@ class FleetView:
         for card in cards:
             if card.engine_id not in self._links and card.engine_id not in self._lost:
                 self._links[card.engine_id] = EngineLink(
-                    card, self._client_index, self.on_frames, self._engine_lost
+                    card, self._client_index, self.on_frames, self._engine_lost, self.on_parting
                 )
         for engine_id in self._links.keys() - listed:
             # A router that has just restarted lists engines as they join again.

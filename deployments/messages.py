@@ -3,6 +3,7 @@
 import msgspec
 
 from scheduler.admission import AdmitRequest
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress
 
 
@@ -64,6 +65,7 @@ class Join(Request, frozen=True):
     card: EngineCard
     progress: EngineProgress
     checkpoint: bytes | None = None
+    is_draining: bool = False
 
 
 class Report(Request, frozen=True):
@@ -71,6 +73,12 @@ class Report(Request, frozen=True):
 
     engine_id: str
     progress: EngineProgress
+
+
+class Drain(Request, frozen=True):
+    """An engine is to go: it finishes what it has and takes nothing new."""
+
+    engine_id: str
 
 
 class Leave(Request, frozen=True):
@@ -136,17 +144,19 @@ class Orders(Reply, frozen=True):
     """What an engine is to do: changed priorities, a full report, a checkpoint to keep, pins.
 
     ``pins_s`` are the seconds for which the KV of a request that has ended is to stay on the
-    device; None where nothing is ever pinned.
+    device; None where nothing is ever pinned. ``pressure`` is the whole fleet's, for the
+    autoscaler; None while nobody knows.
     """
 
     priorities: dict[str, int]
     want_join: bool = False
     checkpoint: bytes | None = None
     pins_s: dict[str, float] | None = None
+    pressure: FleetPressure | None = None
 
 
 request_decoder = msgspec.msgpack.Decoder(
-    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Leave
+    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Drain | Leave
 )
 reply_decoder = msgspec.msgpack.Decoder(
     Done | Placed | InLine | Called | Refused | OverLimit | Directory | Snapshot | Orders

@@ -1,14 +1,16 @@
 """Router: the fleet scheduler's process. One per application; no token passes through it.
 
-Owns the one ``FleetScheduler`` and the endpoint where gateways ask for placements and engines
-report. All its state is soft: engines carry its checkpoint and report everything when they
-join, so a new router goes on where the old one stopped.
+Owns the one ``FleetScheduler``, what it goes by (some of that may change while it runs), and the
+endpoint where gateways ask for placements and engines report. All its state is soft: engines
+carry its checkpoint and report everything when they join, so a new router goes on where the old
+one stopped.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -21,6 +23,7 @@ from deployments.messages import (
     Cancel,
     Directory,
     Done,
+    Drain,
     EngineCard,
     Hello,
     InLine,
@@ -46,7 +49,10 @@ from ops.metrics.router_metrics import RouterMetrics
 from ops.metrics.stale_groups import StaleGroups
 from scheduler.admission import EngineCapacity
 from scheduler.errors import NoEngineError, NotFreshError, QuotaExceededError
-from scheduler.fleet import FleetCheckpoint, FleetScheduler
+from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.policy import PolicyFactory
+from scheduler.pressure import FleetPressure
+from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
 
 logger = logging.getLogger("ray.serve")
@@ -71,6 +77,16 @@ class TenantShares(Protocol):
     def default_share(self) -> TenantShare: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """What a router goes by and may change while it runs."""
+
+    make_policy: PolicyFactory
+    service: ServiceWeights
+    limits: FleetLimits
+    shares: TenantShares
+
+
 class Router:
     """Answers gateways and engines. The deployment class; all methods run on one event loop."""
 
@@ -81,7 +97,12 @@ class Router:
         host: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         metrics: MetricsPlan = PLAIN_PLAN,
+        read_live: Callable[[object], LiveSettings] | None = None,
     ) -> None:
+        """``read_live`` checks a ``user_config``; without it there is nothing to change."""
+        self._read_live = read_live
+        self._refused_settings: str | None = None
+        self._pressure: FleetPressure | None = None
         self._fleet = new_fleet()
         self._shares = new_shares()
         self._host = host
@@ -102,6 +123,7 @@ class Router:
             Ask: self._snapshot,
             Join: self._join,
             Report: self._report,
+            Drain: self._drain,
             Leave: self._leave,
         }
 
@@ -117,6 +139,26 @@ class Router:
         ]
         if self._outlets.is_any:
             self._open_outlet()
+
+    async def reconfigure(self, user_config: object) -> None:
+        """Go by these settings from now on. Wrong ones change nothing and are shown.
+
+        Serve calls this at the start and whenever they change. Serve itself is not told what is
+        wrong with them: it would put another router, which fails, in the place of this one.
+        """
+        if self._read_live is None:
+            return
+        try:
+            live = self._read_live(user_config)
+            self._fleet.go_by(live.make_policy, service=live.service, limits=live.limits)
+        except Exception as error:  # noqa: BLE001  (somebody else's policy may raise anything)
+            self._refused_settings = f"{error}; the settings before stay in force"
+            logger.error("New settings are refused: %s", self._refused_settings)
+            return
+        self._refused_settings = None
+        self._shares = live.shares
+        self._apply_shares()
+        logger.info("Going by %s", user_config)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -185,7 +227,11 @@ class Router:
         return Directory(list(self._cards.values()))
 
     def _snapshot(self, _request: Ask) -> Reply:
-        return Snapshot(msgspec.json.encode(self._fleet.snapshot()))
+        ours = {
+            "refused_settings": self._refused_settings,
+            "pressure": msgspec.structs.asdict(self._pressure) if self._pressure else None,
+        }
+        return Snapshot(msgspec.json.encode({**self._fleet.snapshot(), **ours}))
 
     def _join(self, request: Join) -> Reply:
         card = request.card
@@ -205,6 +251,8 @@ class Router:
                 block_bytes=card.block_bytes,
             ),
         )
+        if request.is_draining:
+            self._fleet.drain(card.engine_id)
         logger.info("Engine %s joined; the fleet has %d", card.engine_id, len(self._cards))
         return self._take_report(card.engine_id, request)
 
@@ -224,6 +272,7 @@ class Router:
             priorities=self._fleet.priority_changes(engine_id),
             checkpoint=self._checkpoint_for(engine_id, now),
             pins_s=self._fleet.take_pins(engine_id),
+            pressure=self._pressure,
         )
 
     def _checkpoint_for(self, engine_id: str, now: float) -> bytes | None:
@@ -240,6 +289,12 @@ class Router:
             logger.warning("The checkpoint is of no use here, starting level: %s", error)
         else:
             logger.warning("Going on from the last router's checkpoint")
+
+    def _drain(self, request: Drain) -> Reply:
+        if request.engine_id in self._cards:  # one that is still to join says so as it does
+            self._fleet.drain(request.engine_id)
+            logger.info("Engine %s drains: it is to go", request.engine_id)
+        return Done()
 
     def _leave(self, request: Leave) -> Reply:
         self._forget(request.engine_id, "said goodbye")
@@ -262,6 +317,7 @@ class Router:
                 if now - heard_s > ENGINE_SILENCE_S:
                     self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
             self._drop_silent_gateways(now)
+            self._pressure = self._fleet.take_pressure()
             self._metrics.num_engines = len(self._cards)
             self._metrics.num_gateways = len(self._gateways_heard_s)
             self._metrics.num_in_line = len(self._in_line)

@@ -113,6 +113,11 @@ class OwnedRequest:
         self.engine_id: str | None = None
         self.is_continued = False  # its engine was sent it in the middle of its answer
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another engine can take it from here."""
+        return self.way is not Way.END or len(self.transcript) == 0
+
     def lose_engine(self) -> None:
         """Be ready for another engine, from where the lost one has left off."""
         assert self.engine_id is not None
@@ -162,7 +167,8 @@ class FleetClient(EngineCoreClient):
         self._decode = MsgpackDecoder(EngineCoreOutputs).decode
         self._tasks: set[asyncio.Task[None]] = set()
         self.fail_request: Callable[[str, Exception], None]  # set by the frontend
-        fleet.on_frames, fleet.on_lost = self._take_frames, self._engine_lost
+        fleet.on_frames = self._take_frames
+        fleet.on_lost, fleet.on_parting = self._engine_lost, self._engine_parts
 
     @property
     def num_open(self) -> int:
@@ -335,10 +341,26 @@ class FleetClient(EngineCoreClient):
         logger.warning("Engine %s is gone with %d of our requests", engine_id, len(lost))
         for owned in lost:
             owned.lose_engine()
-            if owned.is_continued and owned.way is Way.END:
-                self._fail(owned, "it cannot go on elsewhere in the middle of its answer")
-            else:
+            if owned.can_go_on:
                 self._start(self._move(owned))
+            else:
+                self._fail(owned, "it cannot go on elsewhere in the middle of its answer")
+
+    def _engine_parts(self, engine_id: str) -> None:
+        """Have the engine's requests go on elsewhere before it ends; those that cannot stay."""
+        moved = [
+            owned
+            for owned in self._owned.values()
+            if owned.engine_id == engine_id and owned.can_go_on
+        ]
+        if not moved:
+            return
+        logger.info("Engine %s goes; %d of our requests go on elsewhere", engine_id, len(moved))
+        self._start(self._abort_on(engine_id, [owned.request.request_id for owned in moved]))
+        for owned in moved:
+            owned.lose_engine()
+            self._fleet.closed(engine_id)
+            self._start(self._move(owned))
 
     async def _move(self, owned: OwnedRequest) -> None:
         """Send a request to another engine, or end it with an error: nobody else looks after it."""

@@ -39,6 +39,7 @@ from deployments.engine_order import (
     ERROR_MARK,
     EXCHANGE,
     HEARTBEAT,
+    STAGE,
     EngineOrder,
     Exchange,
 )
@@ -62,6 +63,7 @@ class ListeningEngineCore(EngineCoreProc):
         self._context = zmq.Context()
         self._keys = zmq.curve_keypair()
         self._heard_s: dict[int, float] = {}
+        self._stage = ECHO
         self._looked_s = time.monotonic()
         super().__init__(
             vllm_config,
@@ -131,7 +133,10 @@ class ListeningEngineCore(EngineCoreProc):
         if kind == HEARTBEAT:
             client_index = int.from_bytes(frames[0].bytes, "little")
             self._heard_s[client_index] = time.monotonic()
-            self.output_queue.put_nowait((client_index, ECHO))
+            self.output_queue.put_nowait((client_index, self._stage))
+            return
+        if kind == STAGE:
+            self._enter_stage(frames[0].bytes)
             return
         if kind == EXCHANGE:
             exchange = msgspec.msgpack.decode(frames[0].buffer, type=Exchange)
@@ -146,6 +151,12 @@ class ListeningEngineCore(EngineCoreProc):
         else:
             # What else vLLM's core understands is for its own frontend, not for whoever connects.
             logger.warning("A message of the unknown kind %r was dropped", kind)
+
+    def _enter_stage(self, stage: bytes) -> None:
+        # At once, and again with every heartbeat: who connects later learns it too.
+        self._stage = stage
+        for client_index in self._heard_s:
+            self.output_queue.put_nowait((client_index, stage))
 
     def _take_request(self, request: EngineCoreRequest) -> None:
         self._heard_s.setdefault(request.client_index, time.monotonic())
@@ -163,6 +174,11 @@ class ListeningEngineCore(EngineCoreProc):
             self._end_client(request.client_index)
         else:
             super()._handle_client_request(request_type, request)
+
+    def _handle_shutdown(self) -> bool:
+        # vLLM would tell the gateways that what is left was aborted, and their clients that they
+        # have all. To a gateway that hears nothing more it is to go on elsewhere.
+        return self.shutdown_state is EngineShutdownState.RUNNING
 
     def _answer(self, exchange: Exchange) -> None:
         self.scheduler.set_priorities(exchange.priorities)

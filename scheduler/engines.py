@@ -37,6 +37,7 @@ class JoinedEngine:
     latest: EngineProgress = _NOTHING_YET
     has_reported: bool = False
     has_reported_full: bool = False
+    is_draining: bool = False  # finishes what it has and takes nothing new
 
     def note(self, report: EngineProgress) -> int:
         """Keep what the report says of the engine itself; how many steps it made since the last."""

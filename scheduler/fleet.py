@@ -28,12 +28,14 @@ from scheduler.errors import NoEngineError, NotFreshError, UnknownEngineError
 from scheduler.ledger import LedgerCheckpoint, ServiceLedger, Tokens
 from scheduler.line import WaitingLine
 from scheduler.output_lengths import OutputLengths
-from scheduler.policies.policy import PolicyFactory
+from scheduler.policies.classes import class_of
+from scheduler.policies.policy import Policy, PolicyFactory
+from scheduler.pressure import FleetPressure, PressureGauge
 from scheduler.quotas import Quotas, Windows
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
 from scheduler.seating import Seating
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare, TenantShares
+from scheduler.shares import ServiceClass, TenantShare, TenantShares
 from scheduler.snapshot import FairnessView
 from scheduler.starvation import StarvationGuard
 from scheduler.tool_turns import ToolTurns
@@ -106,6 +108,7 @@ class FleetScheduler:
         )
         self._tool_turns = ToolTurns(max_ttl_s=limits.max_tool_ttl_s)
         self._engines: dict[str, JoinedEngine] = {}
+        self._gauge = PressureGauge()
         self._next_ranking_s = 0.0
         self._num_steps = 0.0  # that an engine has made on average
 
@@ -121,6 +124,24 @@ class FleetScheduler:
         self._shares.replace(shares, default=default)
         self._policy.reweigh()
 
+    def go_by(
+        self, make_policy: PolicyFactory, *, service: ServiceWeights, limits: FleetLimits
+    ) -> None:
+        """Use another policy, other prices and limits from now on; every request stays.
+
+        A policy of the same name keeps its counters. Another one starts level, with the requests
+        that are live: what the old one held against a tenant means nothing to it. Raises
+        what making a policy raises; then everything is as before.
+        """
+        policy = self._successor(make_policy(service, self._shares))
+        self._policy, self._service, self._limits = policy, service, limits
+        self._starvation.set_longest_wait(limits.max_wait_s)
+        self._tool_turns.set_longest_pin(limits.max_tool_ttl_s)
+        for request in self._requests.all():
+            self._weigh(request)
+        self._next_ranking_s = 0.0
+        self._rank_if_due()
+
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:
         """Take an engine in, or begin anew with one that is back.
 
@@ -131,6 +152,17 @@ class FleetScheduler:
         self._engines[engine_id] = JoinedEngine(capacity)
         self._seating.join(engine_id, capacity)
         self._stuck_at = None
+
+    def drain(self, engine_id: str) -> None:
+        """Place nothing more on an engine that is to go; its requests stay as they are.
+
+        Where all engines drain, new requests wait in the line for another one.
+
+        Raises:
+            UnknownEngineError: the engine has not joined.
+        """
+        self._engine(engine_id).is_draining = True
+        self._seating.leave(engine_id)
 
     def leave(self, engine_id: str) -> list[str]:
         """Give an engine up; return the requests that are lost with it."""
@@ -211,7 +243,9 @@ class FleetScheduler:
         for request in self._gone(engine_id, report):
             self._forget(request)
         self._stuck_at = None
-        self._seating.note_report(engine_id, num_ended=len(report.finished), num_steps=num_steps)
+        if not engine.is_draining:
+            num_ended = len(report.finished)
+            self._seating.note_report(engine_id, num_ended=num_ended, num_steps=num_steps)
 
     def priority_changes(self, engine_id: str) -> dict[str, int]:
         """New priorities for the engine's requests where they differ from what it was told.
@@ -221,7 +255,7 @@ class FleetScheduler:
         Raises:
             UnknownEngineError: the engine has not joined.
         """
-        self._engine(engine_id)
+        engine = self._engine(engine_id)
         self._rank_if_due()
         changes = {}
         worst_running: int | None = None
@@ -232,7 +266,8 @@ class FleetScheduler:
                 changes[request.request_id] = request.priority = priority
             if request.is_running and (worst_running is None or priority > worst_running):
                 worst_running = priority
-        self._seating.note_priorities(engine_id, priorities, worst_running=worst_running)
+        if not engine.is_draining:
+            self._seating.note_priorities(engine_id, priorities, worst_running=worst_running)
         return changes
 
     def tools_called(self, tenant: str, conversation: str, tools: Iterable[str]) -> None:
@@ -247,6 +282,20 @@ class FleetScheduler:
         Each is told once; 0 ends a pin. None where nothing is ever pinned.
         """
         return self._tool_turns.take_pins(engine_id)
+
+    def take_pressure(self) -> FleetPressure:
+        """How hard the engines are pressed, their switches counted since this was last taken.
+
+        For batch work nobody waits: it counts for the seats that it takes alone.
+        """
+        now_s = self._now_s()
+        waits_s = [
+            now_s - request.admitted_s
+            for request in self._requests.all()
+            if not request.has_started
+            and class_of(request, self._shares) is ServiceClass.INTERACTIVE
+        ]
+        return self._gauge.take(waits_s, len(self._requests), self._engines, now_s)
 
     def snapshot(self) -> dict[str, object]:
         """The fleet as plain values, for people."""
@@ -301,6 +350,25 @@ class FleetScheduler:
         if engine_id not in self._engines:
             raise UnknownEngineError(engine_id)
         return self._engines[engine_id]
+
+    def _successor(self, policy: Policy) -> Policy:
+        """``policy`` with the requests that are live, and the counters if they mean the same."""
+        state = self._policy.save() if policy.name == self._policy.name else None
+        requests = self._requests.all()
+        notes = [request.note for request in requests]
+        try:
+            for request in requests:
+                request.note = None
+                policy.arrive(request)
+                if request.has_started:
+                    policy.start(request)
+            if state is not None:
+                policy.load(state)
+        except Exception:
+            for request, note in zip(requests, notes, strict=True):
+                request.note = note
+            raise
+        return policy
 
     def _enter(self, request: TrackedRequest) -> None:
         """Let a request into the line; one of the same name that has a place gives it up."""

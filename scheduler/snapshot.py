@@ -118,6 +118,7 @@ class FairnessView:
             "running": latest.num_running,
             "waiting": latest.num_waiting,
             "max_num_seqs": engine.capacity.max_num_seqs,
+            "draining": engine.is_draining,
             "blocks_used": latest.blocks_used,
             "blocks_total": latest.blocks_total or engine.capacity.blocks_total,
             "host_blocks_used": latest.host_blocks_used,

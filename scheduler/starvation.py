@@ -33,8 +33,7 @@ class StarvationGuard:
     """
 
     def __init__(self, max_wait_s: float) -> None:
-        self._max_wait_s = max_wait_s
-        self._run_s = max_wait_s * RUN_SHARE
+        self.set_longest_wait(max_wait_s)
         self._tenants: dict[str, _TenantWaits] = {}
         self._first: set[str] = set()
         self._earliest_s = 0.0  # nobody has waited for longer
@@ -46,6 +45,11 @@ class StarvationGuard:
     @property
     def num_first(self) -> int:
         return len(self._first)
+
+    def set_longest_wait(self, max_wait_s: float) -> None:
+        """This is too long from now on, also for those who wait already."""
+        self._max_wait_s = max_wait_s
+        self._run_s = max_wait_s * RUN_SHARE
 
     def wait(self, request: TrackedRequest, now_s: float) -> None:
         """A request waits from now on: it has come, or was displaced."""

@@ -40,6 +40,10 @@ class ToolTurns:
         self._turns: OrderedDict[tuple[str, str], Turn] = OrderedDict()
         self._pins_s: dict[str, dict[str, float]] = {}  # by engine, then request
 
+    def set_longest_pin(self, max_ttl_s: float) -> None:
+        """No pin lasts longer from now on; those there are stay as they were told."""
+        self._max_ttl_s = max_ttl_s
+
     def come_back(self, tenant: str, conversation: str | None, now_s: float) -> None:
         """A request has come; if its conversation waited for a tool, that one is done.
 

@@ -120,7 +120,8 @@ def _show_live(options: Namespace, client: FairnessClient) -> None:
             if shown is None:
                 live.update(Text(trouble or f"looking at {client.url} ..."), refresh=True)
             else:
-                tenants, engines = rows_that_fit(console.height - bool(trouble), len(shown.engines))
+                num_problems = bool(trouble) + bool(shown.refused_settings)
+                tenants, engines = rows_that_fit(console.height - num_problems, len(shown.engines))
                 view = render(
                     shown,
                     url=client.url,

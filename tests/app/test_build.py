@@ -11,11 +11,15 @@ from ray.serve import Deployment
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
-from app.build import build, new_fleet
-from app.settings import AppArgs, FairnessSettings, MetricsSettings
+from app.build import build, live_settings, new_fleet
+from app.settings import AppArgs, AutoscalingSettings, FairnessSettings, MetricsSettings
+from deployments.engine_replica import GOODBYE_S
 from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.policies.catalogue import POLICIES
+from scheduler.scaling import ScalingGoal
+from scheduler.service import ServiceWeights
+from scheduler.shares import TenantShares
 
 
 @pytest.fixture
@@ -47,6 +51,66 @@ def test_an_engine_takes_the_gpus_of_its_model(model: str, device: Any, num_gpus
     gpus = {name: each.ray_actor_options["num_gpus"] for name, each in made.items()}
     assert gpus == {"Router": 0, "Engine": num_gpus, "Gateway": 0}
     assert {each.ray_actor_options["num_cpus"] for each in made.values()} == {0}
+
+
+def test_whoever_is_to_go_has_the_time_to(model: str) -> None:
+    """Serve kills after what the drain and the goodbye take together."""
+    args = AppArgs(model=model, device="cpu", drain_s=40, gateway_drain_s=700, surge_percent=50)
+    made = deployments(args)
+
+    assert made["Engine"].init_kwargs["drain_s"] == 40
+    configs = {name: each._deployment_config for name, each in made.items()}
+    assert configs["Engine"].graceful_shutdown_timeout_s == 40 + GOODBYE_S
+    assert configs["Gateway"].graceful_shutdown_timeout_s > 700
+    surge = {name: config.max_surge_percent for name, config in configs.items()}
+    # A second router would not know what the first one knows.
+    assert surge == {"Router": 0, "Engine": 50, "Gateway": 100}
+
+
+def test_the_number_of_engines_may_follow_the_work(model: str) -> None:
+    """Within the bounds, from the number at the start, by our policy; else it is fixed."""
+    scaling = AutoscalingSettings(
+        min_replicas=2, max_replicas=5, target_delay_s=3.0, upscale_delay_s=1, downscale_delay_s=9
+    )
+    made = deployments(AppArgs(model=model, device="cpu", replicas=3, autoscaling=scaling))
+    config = made["Engine"]._deployment_config.autoscaling_config
+
+    assert config is not None
+    bounds = config.min_replicas, config.initial_replicas, config.max_replicas
+    assert bounds == (2, 3, 5)
+    assert (config.upscale_delay_s, config.downscale_delay_s) == (1, 9)
+    policy = config.policy.get_policy()(**config.policy.policy_kwargs)
+    goal = ScalingGoal(3.0, scaling.target_switches_per_s, min_engines=2, max_engines=5)
+    assert (type(policy).__name__, policy._goal) == ("PressurePolicy", goal)
+    fixed = deployments(AppArgs(model=model, device="cpu", replicas=3))["Engine"]
+    assert fixed._deployment_config.autoscaling_config is None
+
+
+def test_the_router_is_told_when_nothing_is_said_any_more(model: str) -> None:
+    """Serve calls a deployment only while it has a ``user_config``."""
+    made = deployments(AppArgs(model=model, device="cpu"))
+    assert {name: each.user_config for name, each in made.items()} == {
+        "Router": {},
+        "Engine": None,
+        "Gateway": None,
+    }
+
+
+def test_what_changes_while_it_runs_goes_over_what_it_was_started_with(model: str) -> None:
+    """Policy, prices, limits and tenants are those of the new settings."""
+    args = AppArgs(model=model, fairness=FairnessSettings(policy="fcfs", max_wait_s=7.0))
+    live = live_settings(
+        args,
+        {
+            "fairness": {"policy": "vtc", "output_weight": 4.0, "update_s": 0.5},
+            "tenants": {"alice": {"weight": 3.0}},
+        },
+    )
+
+    assert live.make_policy(live.service, TenantShares()).name == "vtc"
+    assert live.service == ServiceWeights(1.0, 4.0)
+    assert (live.limits.update_s, live.limits.max_wait_s) == (0.5, 7.0)
+    assert live.shares.shares["alice"].weight == 3.0
 
 
 def test_nothing_queues_in_front_of_the_engines(model: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.config_file import IMPORT_PATH, ServeConfig, read_serve_config
 from app.errors import ConfigFileError
-from app.settings import AppArgs, TenantSettings
+from app.settings import AppArgs, FairnessSettings, TenantSettings
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -50,6 +50,30 @@ def test_our_application_is_found_among_others(path: Path) -> None:
     config = read_serve_config(write(path, yaml.safe_dump(document)), {})
 
     assert config == ServeConfig("0.0.0.0", 9000, AppArgs(replicas=3))  # noqa: S104
+
+
+def with_live(path: Path, args: object, user_config: object) -> Path:
+    """A configuration that gives the router something to change while it runs."""
+    application = {
+        "import_path": IMPORT_PATH,
+        "args": args,
+        "deployments": [{"name": "Engine"}, {"name": "Router", "user_config": user_config}],
+    }
+    return write(path, yaml.safe_dump({"applications": [application]}))
+
+
+def test_what_the_router_may_change_while_it_runs_goes_over_the_rest(path: Path) -> None:
+    """As it will once Serve has started it."""
+    args = {"fairness": {"policy": "fcfs", "quantum": 64}}
+    config = read_serve_config(with_live(path, args, {"fairness": {"quantum": 32}}), {})
+
+    assert config.args == AppArgs(fairness=FairnessSettings(policy="fcfs", quantum=32))
+
+
+def test_what_the_router_cannot_go_by_is_named(path: Path) -> None:
+    """Before anything starts: Serve itself checks none of it."""
+    with pytest.raises(ConfigFileError, match=r"user_config\.fairness\.quantum: .*greater than 0"):
+        read_serve_config(with_live(path, {}, {"fairness": {"quantum": -1}}), {})
 
 
 def test_what_is_left_out_has_a_default(path: Path) -> None:

@@ -181,3 +181,12 @@ def test_refusals_have_a_column_only_while_there_are_any() -> None:
     refused = replace(calm, tenants=[replace(ALICE, rejected_per_s=1.5)])
     assert not any("429/s" in line for line in lines(calm, 120))
     assert any("429/s" in line for line in lines(refused, 120))
+
+
+def test_settings_that_were_refused_are_shown() -> None:
+    """Whoever changed them looks here; the numbers stay where they are, a line lower."""
+    refused = "user_config.fairness.quantum: input should be greater than 0 (given: -1)"
+    shown = lines(Rates("vtc", 10.0, TOTALS, [ALICE], [ENGINE], refused), 100)
+
+    assert shown[0] == refused
+    assert len(shown) == 11

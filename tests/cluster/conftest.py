@@ -1,7 +1,9 @@
 """One server for all tests that need the whole system: two engines of the demo model, small."""
 
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from app.demo_model import write_demo_model
 from ops.metrics.stale_groups import groups_of
 from tests.cluster.fleet import fleet_when
-from tests.cluster.program import MODEL, Program, running
+from tests.cluster.program import HOST, MODEL, Program, running
 from tests.cluster.tenants import Tenants
 from tests.ops.prometheus import PROGRAMS, pushgateway
 
@@ -17,18 +19,19 @@ NUM_ENGINES = 2
 NUM_SEATS = 8  # requests that run at once, per engine
 MAX_BODY_BYTES = 100_000
 IDLE_WITHIN_S = 30.0
+NO_LIMITS = httpx.Limits(max_connections=None)
 
-SETTINGS = (
-    f"max_num_seqs={NUM_SEATS}",
-    "kv_cache_gib=0.25",
-    "host_kv_gib=0.25",
-    f"max_body_bytes={MAX_BODY_BYTES}",
-    "api_args={enable_auto_tool_choice: true, tool_call_parser: hermes}",
+SETTINGS: Mapping[str, Any] = {
+    "max_num_seqs": NUM_SEATS,
+    "kv_cache_gib": 0.25,
+    "host_kv_gib": 0.25,
+    "max_body_bytes": MAX_BODY_BYTES,
+    "api_args": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
     # Finer than the defaults, so that a few seconds of service show the shares.
-    "fairness={quantum: 128, update_s: 0.02}",
-    "exchange_s=0.05",
-    "continuation_timeout_s=240",  # for an engine to start on a machine that others use too
-)
+    "fairness": {"quantum": 128, "update_s": 0.02},
+    "exchange_s": 0.05,
+    "continuation_timeout_s": 240,  # for an engine to start on a machine that others use too
+}
 
 
 @pytest.fixture(scope="session")
@@ -56,28 +59,48 @@ def pushed_to() -> Iterator[str | None]:
 
 
 @pytest.fixture(scope="session")
+def settings(tiny_model: Path, tenants: Tenants, pushed_to: str | None) -> Mapping[str, Any]:
+    """The server's settings, by their names in ``args``."""
+    metrics = {"metrics": {"push_url": pushed_to, "push_s": 1}} if pushed_to is not None else {}
+    return {
+        **SETTINGS,
+        **metrics,
+        "model": str(tiny_model),
+        "device": "cpu",
+        "replicas": NUM_ENGINES,
+        "tenants_file": str(tenants.path),
+        "peer_host": HOST,
+    }
+
+
+@pytest.fixture(scope="session")
 def program(
-    tiny_model: Path,
-    tenants: Tenants,
-    pushed_to: str | None,
-    tmp_path_factory: pytest.TempPathFactory,
+    settings: Mapping[str, Any], pushed_to: str | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Program]:
     """The server itself; most tests want ``server``. Its end is a test too, the last one."""
     log = tmp_path_factory.mktemp("server") / "log"
-    settings = [*SETTINGS]
-    if pushed_to is not None:
-        settings.append(f"metrics={{push_url: '{pushed_to}', push_s: 1}}")
+    options = {"model", "device", "replicas", "tenants_file"}
     arguments = [
-        *("--model", str(tiny_model)),
-        *("--device", "cpu"),
-        *("--replicas", str(NUM_ENGINES)),
-        *("--tenants-file", str(tenants.path)),
-        *(part for setting in settings for part in ("--set", setting)),
+        *(part for name in sorted(options) for part in (_option(name), str(settings[name]))),
+        *(
+            part
+            for name in settings.keys() - options
+            for part in ("--set", as_setting(name, settings[name]))
+        ),
     ]
     with running(arguments, log) as program:
         yield program
     if pushed_to is not None:
         assert groups_of(pushed_to, "fastswitch") == []
+
+
+def as_setting(name: str, value: Any) -> str:
+    """What ``--set`` takes."""
+    return f"{name}={json.dumps(value)}"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @pytest.fixture
@@ -87,7 +110,7 @@ async def http(program: Program, tenants: Tenants) -> AsyncIterator[httpx.AsyncC
         base_url=program.url,
         headers={"Authorization": f"Bearer {tenants.operator_key}"},
         timeout=240,
-        limits=httpx.Limits(max_connections=None),
+        limits=NO_LIMITS,
     ) as client:
         yield client
 

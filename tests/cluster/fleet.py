@@ -62,6 +62,8 @@ class Fleet(msgspec.Struct):
     tenants: dict[str, Tenant]
     engines: dict[str, Engine]
     totals: Totals
+    policy: str = ""
+    refused_settings: str | None = None
 
     def tenant(self, name: str) -> Tenant:
         """A tenant nobody has heard of has received nothing."""

@@ -1,4 +1,4 @@
-"""Processes killed outright under load: who notices, and that what was lost comes back."""
+"""Processes that end unasked under load: who notices, and that what was lost comes back."""
 
 import asyncio
 import random
@@ -47,7 +47,8 @@ async def test_killed_engines_are_missed_by_nobody(
 ) -> None:
     """Engines die and come back, and every answer is token for token that of an undisturbed run.
 
-    What clients were given meanwhile is charged, to within 5 %, whichever engines have said it.
+    Also where one is asked to end by somebody who does not know of our ways to do so. What clients
+    were given meanwhile is charged, to within 5 %, whichever engines have said it.
     """
     answers = await undisturbed(http)
     before = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
@@ -56,7 +57,8 @@ async def test_killed_engines_are_missed_by_nobody(
         for _ in range(NUM_KILLS):
             await served_again(num_right)
             fleet = await look(http)
-            choose.choice(server.parts(ENGINE_CORE)).kill()
+            engine = choose.choice(server.parts(ENGINE_CORE))
+            choose.choice((engine.kill, engine.terminate))()
             await until_replaced(http, fleet)
         await served_again(num_right)
 
@@ -266,8 +268,10 @@ async def unavailable(http: httpx.AsyncClient) -> tuple[dict[str, str], dict[str
 
 
 @asynccontextmanager
-async def endless_requests(http: httpx.AsyncClient, tenant: str) -> AsyncIterator[list[int]]:
-    """Keep some requests under way; each that ends adds its tokens to the list. None may fail."""
+async def endless_requests(
+    http: httpx.AsyncClient, tenant: str, *, num: int = 4
+) -> AsyncIterator[list[int]]:
+    """Keep ``num`` requests under way; each that ends adds its tokens to the list, none fails."""
     served: list[int] = []
     is_over = False
 
@@ -278,7 +282,7 @@ async def endless_requests(http: httpx.AsyncClient, tenant: str) -> AsyncIterato
             assert stream.finish_reason == "length", stream.error
             served.append(stream.num_tokens)
 
-    askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
+    askers = [asyncio.create_task(keep_asking()) for _ in range(num)]
     try:
         yield served
     finally:

@@ -13,7 +13,18 @@ import msgspec
 import zmq
 
 from deployments import wire
-from deployments.engine_order import ECHO, ERROR_MARK, EXCHANGE, HEARTBEAT, EngineOrder, Exchange
+from deployments.engine_order import (
+    DRAINING,
+    ECHO,
+    ERROR_MARK,
+    EXCHANGE,
+    HEARTBEAT,
+    PARTING,
+    REPLICA_CLIENT,
+    STAGE,
+    EngineOrder,
+    Exchange,
+)
 from deployments.messages import EngineCard
 from deployments.wire import Endpoint
 from scheduler.reports import EngineProgress, LiveRequest, SwitchCounts
@@ -78,6 +89,16 @@ def stick(order: EngineOrder) -> None:
     _answer_exchanges(order, is_stuck=True)
 
 
+def finish(order: EngineOrder) -> None:
+    """Have a request that ends while the engine drains."""
+    _answer_exchanges(order, is_stuck=False, busy_until=DRAINING)
+
+
+def cling(order: EngineOrder) -> None:
+    """Have a request that ends only as it goes on elsewhere."""
+    _answer_exchanges(order, is_stuck=False, busy_until=PARTING)
+
+
 def go_deaf(order: EngineOrder) -> None:
     """Answer heartbeats and no exchange."""
     for kind, message, answer in _connected(order):
@@ -92,15 +113,22 @@ def die_young(order: EngineOrder) -> None:
     sys.exit(7)
 
 
-def _answer_exchanges(order: EngineOrder, *, is_stuck: bool) -> None:
-    step = 0
+def _answer_exchanges(
+    order: EngineOrder, *, is_stuck: bool, busy_until: bytes | None = None
+) -> None:
+    step, stage = 0, ECHO
     for kind, message, answer in _connected(order):
         if kind == HEARTBEAT:
-            answer(int.from_bytes(message, "little"), ECHO)
+            answer(int.from_bytes(message, "little"), stage)
+        elif kind == STAGE:
+            stage = message
+            say(f"stage {stage.hex()}")
+            answer(REPLICA_CLIENT, stage)
         elif kind == EXCHANGE:
             step += not is_stuck
             exchange = msgspec.msgpack.decode(message, type=Exchange)
-            progress = make_progress(step, exchange, num_running=int(is_stuck))
+            is_busy = is_stuck or (busy_until is not None and stage < busy_until)
+            progress = make_progress(step, exchange, num_running=int(is_busy))
             answer(exchange.client_index, msgspec.msgpack.encode(progress))
 
 
@@ -151,6 +179,8 @@ ACTS: dict[str, Callable[[EngineOrder], None]] = {
         insist,
         work,
         stick,
+        finish,
+        cling,
         go_deaf,
         die_young,
     )

@@ -69,11 +69,12 @@ class _StandIn:
 class StandInEngine(_StandIn):
     """An engine as its sockets show it: answers heartbeats, keeps what else it is sent.
 
-    While ``is_deaf``, it takes messages and does not answer heartbeats.
+    While ``is_deaf``, it takes messages and does not answer heartbeats; else with its ``stage``.
     """
 
     def __init__(self, engine_id: str = "engine-a", *, is_deaf: bool = False) -> None:
         self.is_deaf = is_deaf
+        self.stage = ECHO
         self.clients: set[int] = set()
         self._messages: asyncio.Queue[list[bytes]] = asyncio.Queue()
         keys = zmq.curve_keypair()
@@ -108,7 +109,7 @@ class StandInEngine(_StandIn):
             elif not self.is_deaf:
                 client_index = int.from_bytes(frames[0], "little")
                 self.clients.add(client_index)
-                await self.send(client_index, ECHO)
+                await self.send(client_index, self.stage)
 
 
 def make_card(engine_id: str, input_end: Endpoint, output_end: Endpoint) -> EngineCard:

@@ -12,6 +12,7 @@ import zmq.asyncio
 
 from deployments import engine_links, wire
 from deployments.engine_links import EngineLink
+from deployments.engine_order import DRAINING, PARTING
 from deployments.messages import EngineCard
 from tests.deployments.stand_ins import StandInEngine, unreachable_card, until
 
@@ -19,11 +20,12 @@ CLIENT = 7
 
 
 class Reader:
-    """What a line has handed over: outputs as bytes, and engines lost."""
+    """What a line has handed over: outputs as bytes, engines lost, engines about to go."""
 
     def __init__(self) -> None:
         self.frames: list[list[bytes]] = []
         self.lost: list[str] = []
+        self.parting: list[str] = []
 
     def on_frames(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         self.frames.append([frame.bytes for frame in frames])
@@ -36,7 +38,9 @@ def linked(
     client: int = CLIENT,
     on_frames: Callable[..., None] | None = None,
 ) -> Iterator[EngineLink]:
-    link = EngineLink(card, client, on_frames or reader.on_frames, reader.lost.append)
+    link = EngineLink(
+        card, client, on_frames or reader.on_frames, reader.lost.append, reader.parting.append
+    )
     with closing(link):
         yield link
 
@@ -79,6 +83,7 @@ def reader() -> Reader:
 @pytest.fixture(autouse=True)
 def _knock_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_links, "KNOCK_S", 0.002)
+    monkeypatch.setattr(engine_links, "HEARTBEAT_S", 0.01)
 
 
 async def test_a_line_is_up_once_the_engine_has_answered(reader: Reader) -> None:
@@ -108,6 +113,23 @@ async def test_frames_pass_both_ways_whole_and_in_order(reader: Reader) -> None:
             await engine.send(CLIENT, *output)
         await until(lambda: len(reader.frames) == len(outputs))
     assert reader.frames == outputs
+
+
+async def test_an_engine_says_at_which_stage_of_its_way_out_it_is(reader: Reader) -> None:
+    """While it drains the line is up and takes no requests; parting is told, and is no output."""
+    with StandInEngine("engine-a") as engine, linked(engine.card, reader) as link:
+        await until(lambda: link.takes_requests)
+
+        engine.stage = DRAINING
+        await until(lambda: not link.takes_requests)
+        assert link.is_up
+        assert reader.parting == []
+
+        engine.stage = PARTING
+        await until(lambda: reader.parting)
+        assert (link.is_up, link.takes_requests) == (True, False)
+    assert set(reader.parting) == {"engine-a"}
+    assert (reader.frames, reader.lost) == ([], [])
 
 
 async def test_two_gateways_get_their_own_outputs(reader: Reader) -> None:

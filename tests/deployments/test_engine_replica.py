@@ -9,12 +9,14 @@ import psutil
 import pytest
 
 from deployments import engine_process, engine_replica, router_link
+from deployments.engine_order import DRAINING, PARTING
 from deployments.engine_replica import EngineReplica
 from deployments.errors import EngineStalledError, EngineStartError
-from deployments.messages import Done, Join, Leave, Orders, Reply, Report, Request
+from deployments.messages import Done, Drain, Join, Leave, Orders, Reply, Report, Request
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
+from scheduler.pressure import FleetPressure
 from tests.deployments.stand_ins import (
     ENGINE_PROGRAM,
     HOST,
@@ -28,10 +30,10 @@ from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
 
 
 class OrderingRouter(StandInRouter):
-    """Answers joins and reports with ``orders``, once; then with nothing to do."""
+    """Answers joins and reports with ``orders``, once; then with ``lasting``, nothing to do."""
 
     def __init__(self) -> None:
-        self.orders = Orders({})
+        self.orders = self.lasting = Orders({})
         super().__init__(self._order)
 
     def of_kind(self, kind: type[Any]) -> list[Any]:
@@ -40,15 +42,18 @@ class OrderingRouter(StandInRouter):
     def _order(self, request: Request) -> Reply:
         if not isinstance(request, Join | Report):
             return Done()
-        orders, self.orders = self.orders, Orders({})
+        orders, self.orders = self.orders, self.lasting
         return orders
 
 
 @asynccontextmanager
 async def started(
-    handle: StandInHandle, act: str = "work", metrics: MetricsPlan = PLAIN_PLAN
+    handle: StandInHandle,
+    act: str = "work",
+    metrics: MetricsPlan = PLAIN_PLAN,
+    drain_s: float = 0.0,
 ) -> AsyncIterator[EngineReplica]:
-    replica = new_replica(handle, act, metrics)
+    replica = new_replica(handle, act, metrics, drain_s)
     try:
         async with asyncio.timeout(PATIENCE_S):
             await replica.start()
@@ -58,10 +63,13 @@ async def started(
 
 
 def new_replica(
-    handle: StandInHandle, act: str, metrics: MetricsPlan = PLAIN_PLAN
+    handle: StandInHandle,
+    act: str,
+    metrics: MetricsPlan = PLAIN_PLAN,
+    drain_s: float = 0.0,
 ) -> EngineReplica:
     environment = {"PYTHONPATH": ROOT}
-    return EngineReplica(handle, {"act": act}, environment, 0.002, HOST, metrics)
+    return EngineReplica(handle, {"act": act}, environment, 0.002, HOST, metrics, drain_s)
 
 
 def children() -> list[psutil.Process]:
@@ -119,6 +127,23 @@ async def test_pins_reach_the_engine_once() -> None:
     assert sorted(report.progress.switches.pins for report in router.of_kind(Report))[-2:] == [0, 2]
 
 
+async def test_the_autoscaler_is_told_what_the_router_says_of_the_fleet() -> None:
+    """The newest; nothing while there is no router that could know."""
+    with OrderingRouter() as router:
+        async with started(StandInHandle(router.endpoint)) as replica:
+            assert await replica.record_autoscaling_stats() == {}
+            router.lasting = Orders({}, pressure=FleetPressure(2.0, 3.0, 0.5))
+            told = {"delay_s": 2.0, "switches_per_s": 3.0, "busy_share": 0.5}
+            async with asyncio.timeout(PATIENCE_S):
+                while await replica.record_autoscaling_stats() != told:
+                    await asyncio.sleep(0.002)
+
+            router.close()
+            async with asyncio.timeout(PATIENCE_S):
+                while await replica.record_autoscaling_stats():
+                    await asyncio.sleep(0.002)
+
+
 async def test_an_engine_that_is_asked_to_join_joins() -> None:
     """A router that has never heard of it, or has forgotten it, gets everything."""
     with OrderingRouter() as router:
@@ -155,6 +180,53 @@ async def test_stopping_says_goodbye_and_ends_the_engine() -> None:
             [engine] = children()
         assert router.requests[-1] == Leave(router.of_kind(Join)[0].card.engine_id)
         assert not engine.is_running()
+
+
+@pytest.mark.parametrize(
+    ("act", "drain_s", "stages"),
+    [
+        ("work", PATIENCE_S, [DRAINING]),  # it has nothing to finish
+        ("finish", PATIENCE_S, [DRAINING]),
+        ("cling", 0.01, [DRAINING, PARTING]),
+        ("stick", 0.01, [DRAINING, PARTING]),
+    ],
+)
+async def test_stopping_drains_the_engine_and_then_parts_with_the_rest(
+    act: str, drain_s: float, stages: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router hears of it first; reports go on, and the end comes within its time."""
+    monkeypatch.setattr(engine_replica, "PARTING_S", 0.05)
+    with OrderingRouter() as router:
+        async with started(StandInHandle(router.endpoint), act, drain_s=drain_s) as replica:
+            await until(lambda: len(router.requests) > 3)
+            assert replica._process is not None
+            log = replica._process._log_tail
+        engine_id = replica._engine_id
+        [drain] = router.of_kind(Drain)
+        assert drain == Drain(engine_id)
+        assert router.requests[-1] == Leave(engine_id)
+        assert [line for line in log if line.startswith("stage")] == [
+            f"stage {stage.hex()}" for stage in stages
+        ]
+    assert children() == []
+
+
+async def test_an_engine_that_drains_says_so_to_a_new_router() -> None:
+    """Which would place requests there otherwise."""
+    with OrderingRouter() as router:
+        replica = new_replica(StandInHandle(router.endpoint), "cling", drain_s=PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await replica.start()
+        await until(lambda: router.of_kind(Join))
+        stopping = asyncio.create_task(replica.stop())
+        await until(lambda: router.of_kind(Drain))
+        router.orders = Orders({}, want_join=True)
+        await until(lambda: len(router.of_kind(Join)) == 2)
+        [engine] = children()
+        engine.kill()  # else it would take its time
+        await stopping
+
+    assert [join.is_draining for join in router.of_kind(Join)] == [False, True]
 
 
 async def test_stopping_does_not_need_a_router() -> None:
@@ -200,6 +272,7 @@ async def test_an_engine_without_progress_is_ill(act: str, monkeypatch: pytest.M
     """A process that lives and no longer steps, or no longer answers, does not count as healthy."""
     monkeypatch.setattr(engine_replica, "STALL_S", 0.1)
     monkeypatch.setattr(engine_replica, "REPLY_S", 0.02)
+    monkeypatch.setattr(engine_replica, "PARTING_S", 0.05)
     with OrderingRouter() as router:
         async with started(StandInHandle(router.endpoint), act) as replica:
             with pytest.raises(EngineStalledError, match="has made no progress"):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from deployments import engine_links, fleet_view, router_link
+from deployments.engine_order import DRAINING
 from deployments.errors import NoEngineLeftError
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, Cancel, Hello, InLine, Placed, ToolsCalled
@@ -27,12 +28,13 @@ CLIENT = 7
 
 
 class View(FleetView):
-    """A fleet view that keeps who was lost."""
+    """A fleet view that keeps who was lost, and who was about to go."""
 
     def __init__(self, handle: StandInHandle, admit_timeout_s: float) -> None:
         super().__init__(handle, CLIENT, admit_timeout_s)
         self.lost: list[str] = []
-        self.on_lost = self.lost.append
+        self.parting: list[str] = []
+        self.on_lost, self.on_parting = self.lost.append, self.parting.append
         self.on_frames = lambda _engine_id, _frames: None
 
 
@@ -49,6 +51,7 @@ async def joined(router: SteeredRouter, admit_timeout_s: float = PATIENCE_S) -> 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_links, "KNOCK_S", 0.002)
+    monkeypatch.setattr(engine_links, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(fleet_view, "DIRECTORY_S", 0.01)
     monkeypatch.setattr(fleet_view, "DIRECTORY_REPLY_S", 0.05)
     monkeypatch.setattr(router_link, "PAUSE_S", 0.002)
@@ -88,6 +91,36 @@ async def test_the_router_places_a_request() -> None:
 
         assert (link.card.engine_id, priority) == ("engine-b", 5)
         assert router.asked(Admit) == [admit()]
+
+
+async def test_an_engine_that_drains_gets_no_more_requests() -> None:
+    """Also where the router has not heard of it: its place is taken back, another engine found.
+
+    Where none is left a request finds none, as long as that lasts.
+    """
+    with (
+        StandInEngine("engine-a") as a,
+        StandInEngine("engine-b") as b,
+        SteeredRouter(a, b) as router,
+    ):
+        async with joined(router) as view:
+            router.place_on("engine-a")
+            a.stage = DRAINING
+            await until(lambda: not _taking(view, "engine-a"))
+            link, _ = await view.place(admit())
+            assert link.card.engine_id == "engine-b"
+            assert router.asked(Cancel) == [Cancel("r1")]
+
+            b.stage = DRAINING
+            await until(lambda: not _taking(view, "engine-b"))
+            with pytest.raises(NoEngineLeftError):
+                await view.place(admit("r2"))
+            assert view.num_up == 2
+
+
+def _taking(view: View, engine_id: str) -> bool:
+    link = view.link(engine_id)
+    return link is not None and link.takes_requests
 
 
 async def test_the_router_is_told_of_tools_that_were_called() -> None:
@@ -141,6 +174,7 @@ async def test_a_silent_router_costs_a_request_its_time_and_later_ones_nothing()
             router.is_away, router.handle.where = False, router.endpoint
             router.place_on("engine-a", priority=9)
             await until(lambda: view.has_router)
+            view._admit_timeout_s = PATIENCE_S  # it answers, be it late
             assert (await view.place(admit()))[1] == 9
 
 

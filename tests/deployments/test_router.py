@@ -21,6 +21,7 @@ from deployments.messages import (
     Cancel,
     Directory,
     Done,
+    Drain,
     EngineCard,
     Hello,
     InLine,
@@ -35,15 +36,23 @@ from deployments.messages import (
     Snapshot,
     ToolsCalled,
 )
-from deployments.router import CHECKPOINT_S, ENGINE_SILENCE_S, GATEWAY_SILENCE_S, Router
+from deployments.router import (
+    CHECKPOINT_S,
+    ENGINE_SILENCE_S,
+    GATEWAY_SILENCE_S,
+    LiveSettings,
+    Router,
+)
 from deployments.wire import RpcClient
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
 from scheduler.admission import AdmitRequest
 from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.numbering import MIDDLE
 from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 from scheduler.shares import TenantShare
@@ -89,20 +98,33 @@ def new_fleet(clock: HeldClock, *, max_tool_ttl_s: float = 30.0) -> FleetSchedul
     )
 
 
+class RouterLine:
+    """A router and the way to call it."""
+
+    def __init__(self, router: Router, client: RpcClient) -> None:
+        self.router, self._client = router, client
+
+    async def __call__(self, request: Request) -> Any:
+        return await self._client.call(request, timeout_s=PATIENCE_S)
+
+
 @asynccontextmanager
 async def running(
     clock: HeldClock,
     shares: Shares | None = None,
     on_push: Callable[[msgspec.Struct], None] = lambda _: None,
     metrics: MetricsPlan = PLAIN_PLAN,
-) -> AsyncIterator[Call]:
+    read_live: Callable[[Any], LiveSettings] | None = None,
+) -> AsyncIterator[RouterLine]:
     """A router on loopback; yields the way to call it."""
-    router = Router(partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock, metrics)
+    router = Router(
+        partial(new_fleet, clock), lambda: shares or Shares(), HOST, clock, metrics, read_live
+    )
     await router.start()
     try:
         context = zmq.asyncio.Context.instance()
         with closing(RpcClient(context, await router.endpoint(), on_push)) as client:
-            yield partial(client.call, timeout_s=PATIENCE_S)
+            yield RouterLine(router, client)
             await router.check_health()
     finally:
         await router.stop()
@@ -317,6 +339,30 @@ async def test_an_engine_that_leaves_takes_its_requests_along(clock: HeldClock) 
         assert (await snapshot(call))["totals"]["live"] == 0
 
 
+@pytest.mark.parametrize("tells_first", [True, False])
+async def test_an_engine_that_drains_gets_nothing_new(
+    clock: HeldClock,
+    tells_first: bool,  # noqa: FBT001
+) -> None:
+    """Whether it said so to this router or joins it on its way out."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full(), is_draining=not tells_first))
+        await call(Join(card("engine-b"), full()))
+        if tells_first:
+            assert await call(Drain("engine-a")) == Done()
+
+        placed = [(await call(admit(f"r{i}"))).engine_id for i in range(6)]
+        assert set(placed) == {"engine-b"}
+        engines = (await snapshot(call))["engines"]
+        assert {name for name, engine in engines.items() if engine["draining"]} == {"engine-a"}
+
+
+async def test_an_engine_that_nobody_knows_may_drain(clock: HeldClock) -> None:
+    """It will say so again when it joins."""
+    async with running(clock) as call:
+        assert await call(Drain("engine-a")) == Done()
+
+
 async def test_an_engine_that_is_not_known_is_asked_to_join(clock: HeldClock) -> None:
     """Its report changes nothing, and its orders say that it shall join."""
     async with running(clock) as call:
@@ -373,6 +419,64 @@ async def test_weights_change_while_the_router_runs(clock: HeldClock) -> None:
         await call(Join(card("engine-a"), progress(1, is_full=True)))
         await call(admit("r1", "somebody"))
         assert (await tenants(call))["somebody"]["weight"] == 5.0
+
+
+def read_live(user_config: Any) -> LiveSettings:
+    """What a test says: a policy, tenants' weights, or an error."""
+    if "error" in user_config:
+        raise ValueError(user_config["error"])
+    return LiveSettings(
+        user_config.get("policy", FirstComeFirstServed),
+        ServiceWeights(),
+        FleetLimits(update_s=0.0),
+        Shares(**user_config.get("weights", {})),
+    )
+
+
+async def test_settings_change_while_the_router_runs(clock: HeldClock) -> None:
+    """Policy and weights are new, and every request and engine is where it was."""
+    async with running(clock, read_live=read_live) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        before = await snapshot(call)
+
+        await call.router.reconfigure({"weights": {"acme": 3.0}})
+
+        after = await snapshot(call)
+        assert (before["policy"], after["policy"]) == ("vtc", "fcfs")
+        assert (before["refused_settings"], after["refused_settings"]) == (None, None)
+        assert after["tenants"]["acme"]["weight"] == 3.0
+        assert after["engines"] == before["engines"]
+        assert after["totals"] == before["totals"]
+
+
+async def test_wrong_settings_change_nothing_and_are_shown(clock: HeldClock) -> None:
+    """Until right ones come. Serve hears of no error: it would end the router that serves."""
+    async with running(clock, read_live=read_live) as call:
+        await call.router.reconfigure({"weights": {"acme": 3.0}})
+
+        await call.router.reconfigure({"error": "there is no such policy"})
+
+        shown = await snapshot(call)
+        assert shown["refused_settings"].startswith("there is no such policy; ")
+        assert (shown["policy"], shown["tenants"]["acme"]["weight"]) == ("fcfs", 3.0)
+        await call.router.reconfigure({})
+        assert (await snapshot(call))["refused_settings"] is None
+
+
+async def test_engines_are_told_how_hard_the_fleet_is_pressed(clock: HeldClock) -> None:
+    """With their orders, for the autoscaler; people see it too."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        clock.now_s += 4.0
+
+        pressed = FleetPressure(delay_s=4.0, busy_share=1 / 8)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await call(Report("engine-a", progress()))).pressure != pressed:
+                await asyncio.sleep(0.002)
+
+        assert (await snapshot(call))["pressure"] == msgspec.structs.asdict(pressed)
 
 
 async def test_only_the_keepers_get_the_checkpoint(clock: HeldClock) -> None:

@@ -26,6 +26,7 @@ from vllm.v1.engine import (
 
 from deployments import engine_links, fleet_view, router_link
 from deployments.admissions import AdmissionRecord
+from deployments.engine_order import DRAINING, PARTING
 from deployments.fleet_view import FleetView
 from deployments.messages import Admit, Cancel, InLine, OverLimit, Placed, Refused
 from deployments.vllm_client import DeniedError, EngineLostError, FleetClient, _tenant_salt
@@ -116,6 +117,7 @@ async def gateway(
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_links, "KNOCK_S", 0.002)
+    monkeypatch.setattr(engine_links, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(fleet_view, "DIRECTORY_S", 0.01)
     monkeypatch.setattr(router_link, "PAUSE_S", 0.002)
 
@@ -550,6 +552,81 @@ async def test_a_request_may_continue_more_than_once() -> None:
             assert sent.prompt_token_ids == [1, 2, 3, 10, 11]
             assert sent.sampling_params.max_tokens == 3
             assert gate.router.asked(Admit)[-1].request.output_done == 2
+
+
+async def test_a_request_goes_on_elsewhere_before_its_engine_ends() -> None:
+    """Of an engine that parts with it: it is aborted there, and what still comes of it is dropped.
+
+    The engine says so again and again; once moved, a request stays where it is.
+    """
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1")
+            await received(a)
+            await a.send(CLIENT, outputs("r1", token=10))
+            await gate.told()
+            gate.router.place_on("engine-b")
+
+            a.stage = PARTING
+            _, after = await received(b)
+            assert await received(a) == (ABORT, ["r1"])
+
+            assert after.prompt_token_ids == [1, 2, 3, 10]
+            await a.send(CLIENT, outputs("r1", token=99))
+            await a.send(CLIENT, outputs("r1", token=98, end=FinishReason.ABORT))
+            await b.send(CLIENT, outputs("r1", token=11, end=FinishReason.LENGTH))
+            [output] = await gate.told()
+            assert (output.new_token_ids, output.finish_reason) == ([11], FinishReason.LENGTH)
+            a.close()
+            await until(lambda: gate.view.num_up == 1)
+            assert (gate.failed, gate.outcomes()) == ({}, {"length": 1})
+            assert (a.num_unread, b.num_unread) == (0, 0)
+            assert gate.view._num_open["engine-b"] == 0
+
+
+async def test_what_cannot_go_on_stays_until_its_engine_ends() -> None:
+    """It may be done by then; else its client is told to send it again."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            for name in ("r1", "r2"):
+                await gate.add(name, resumable=True)
+                await a.send(CLIENT, outputs(name, token=10))
+                await gate.told()
+            gate.router.place_on("engine-b")
+            await gate.add("r3")
+            await received(b)
+
+            a.stage = PARTING
+            await until(lambda: not a_takes(gate))
+            await a.send(CLIENT, outputs("r1", token=11, end=FinishReason.LENGTH))
+            [output] = await gate.told()
+            assert (output.request_id, output.new_token_ids) == ("r1", [11])
+            a.close()
+            await until(lambda: gate.failed)
+
+            assert list(gate.failed) == ["r2"]
+            assert b.num_unread == 0
+
+
+async def test_while_engines_drain_new_requests_wait_for_the_next() -> None:
+    """None is refused as long as an engine is there to be replaced."""
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a) as gate:
+            a.stage = DRAINING
+            await until(lambda: not a_takes(gate))
+            adding = asyncio.create_task(gate.add("r1"))
+            await until(lambda: gate.router.asked(Cancel))
+            assert not adding.done()
+
+            gate.router.cards.append(b.card)
+            gate.router.place_on("engine-b")
+            await adding
+            assert (await received(b))[0] == ADD
+
+
+def a_takes(gate: Gateway) -> bool:
+    link = gate.view.link("engine-a")
+    return link is not None and link.takes_requests
 
 
 async def test_what_tokens_cannot_tell_is_replayed() -> None:

@@ -164,6 +164,31 @@ def test_a_core_ends_its_loop_by_a_system_exit(
         bare.run_busy_loop()
 
 
+def test_a_core_that_is_asked_to_end_would_tell_of_aborts(
+    bare: BareCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the method that its loop asks whether to go on. Ours ends there and tells nothing."""
+    asked: list[str] = []
+    monkeypatch.setattr(bare, "_send_abort_outputs", asked.append)
+    bare.vllm_config = SimpleNamespace(shutdown_timeout=0)
+    bare.scheduler = SimpleNamespace(
+        get_num_unfinished_requests=lambda: 1,
+        finish_requests=lambda *_: "aborted",
+        has_requests=lambda: False,
+    )
+    bare.batch_queue = None
+    for state, goes_on in (
+        (EngineShutdownState.RUNNING, True),
+        (EngineShutdownState.REQUESTED, False),
+    ):
+        bare.shutdown_state = state
+        assert ListeningEngineCore._handle_shutdown(bare) is goes_on
+        assert asked == []
+        assert bare._handle_shutdown() is goes_on
+
+    assert asked == ["aborted"]
+
+
 def test_outputs_are_queued_by_client(bare: BareCore) -> None:
     """An aborted request's end too: pairs of a client's index and its outputs."""
     bare._send_abort_outputs([SimpleNamespace(request_id="r1", client_index=7)])

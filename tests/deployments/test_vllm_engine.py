@@ -17,7 +17,15 @@ from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequestType, Finis
 
 from deployments import wire
 from deployments.engine_links import EngineLink
-from deployments.engine_order import EXCHANGE, HEARTBEAT, EngineOrder
+from deployments.engine_order import (
+    DRAINING,
+    ECHO,
+    EXCHANGE,
+    HEARTBEAT,
+    PARTING,
+    STAGE,
+    EngineOrder,
+)
 from deployments.engine_process import EngineProcess
 from deployments.errors import EngineStartError
 from scheduler.reports import FinishedRequest
@@ -177,6 +185,27 @@ async def test_a_silent_clients_requests_are_ended_and_it_is_told(
 
         assert await silent.end_of("silent") is FinishReason.ABORT
         assert await watch.live() == {"alive"}
+
+
+async def test_an_engine_tells_its_clients_where_it_is_on_its_way_out(
+    engine: RunningEngine, watch: Watch
+) -> None:
+    """At once and to all, while its requests go on; it takes requests of who has not heard yet."""
+    async with EngineClient(engine.card) as one, EngineClient(engine.card) as other:
+        await one.add("r1", max_tokens=ENDLESS)
+        await until(lambda: one.tokens["r1"])
+        try:
+            for stage in (DRAINING, PARTING):
+                await one.link.send([STAGE, stage])
+                await until(lambda: not one.link.takes_requests)
+                await until(lambda: not other.link.takes_requests)
+                assert one.link.is_up
+            await other.add("r2")
+            assert await other.end_of("r2") is FinishReason.LENGTH
+            assert await watch.live() == {"r1"}
+        finally:
+            await one.link.send([STAGE, ECHO])
+        await until(lambda: one.link.takes_requests and other.link.takes_requests)
 
 
 @pytest.mark.parametrize("held_up", ["engine alone", "gateway too"])

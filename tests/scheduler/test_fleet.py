@@ -16,19 +16,30 @@ from scheduler.errors import (
     QuotaExceededError,
     UnknownEngineError,
 )
-from scheduler.fleet import FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.fleet import STARVING, FleetCheckpoint, FleetLimits, FleetScheduler
+from scheduler.policies.catalogue import POLICIES, PolicyOptions, policy_factory
+from scheduler.policies.deadline import LatencyTargets
 from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.numbering import MIDDLE, STRIDE
+from scheduler.policies.policy import Policy
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
-from scheduler.shares import TenantShare
+from scheduler.shares import ServiceClass, TenantShare
 
 LEVEL = 2 * MIDDLE + 1  # the priority of all until one is served more than another
 AHEAD = LEVEL - 2 * STRIDE  # that of who parts from the others, to the front
 UPDATE_S = 0.1
 UNSEEN_TIMEOUT_S = 30.0
 CAPACITY = EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16)
+OPTIONS = PolicyOptions(
+    quantum=1.0,
+    batch_lag=100.0,
+    targets=dict.fromkeys(ServiceClass, LatencyTargets(1.0, 0.1)),
+    slack_quantum_s=0.1,
+    update_frequency=0.5,
+    seed="1",
+)
 
 
 class HeldClock:
@@ -408,6 +419,46 @@ def test_losing_an_engine_gives_back_what_was_reserved() -> None:
 
     assert tenant(fleet, "acme")["counter"] == 30.0
     assert fleet.leave("e1") == []
+
+
+def test_an_engine_that_drains_keeps_what_it_has_and_gets_nothing_new() -> None:
+    """Its requests are charged and ranked as ever; new ones go elsewhere, warm or not."""
+    fleet = make_fleet("engine-a")
+    place(fleet, ask("r1", conversation="talk"))
+    fleet.join("engine-b", CAPACITY)
+    fleet.on_report("engine-b", progress(0, is_full=True))
+
+    fleet.drain("engine-a")
+
+    placed = [place(fleet, ask(f"new-{i}", conversation="talk")).engine_id for i in range(6)]
+    assert set(placed) == {"engine-b"}
+    fleet.on_report("engine-a", progress(1, [live("r1", done=(100, 5), priority=9)]))
+    assert fleet.priority_changes("engine-a").keys() == {"r1"}
+    assert tenant(fleet, "acme")["service"] == 100 + 2 * 5
+    assert (engine(fleet, "engine-a")["draining"], engine(fleet, "engine-b")["draining"]) == (
+        True,
+        False,
+    )
+    assert fleet.leave("engine-a") == ["r1"]
+
+
+def test_while_all_engines_drain_requests_wait_for_the_next_one() -> None:
+    """They are not refused: whoever drains is about to be replaced."""
+    fleet = make_fleet("engine-a", "engine-b")
+    fleet.drain("engine-a")
+    fleet.drain("engine-b")
+    assert fleet.admit(ask("r1")) is None
+    assert fleet.take_called() == {}
+
+    fleet.join("engine-c", CAPACITY)
+
+    assert fleet.take_called() == {"r1": Placement("engine-c", 0)}
+
+
+def test_an_engine_that_has_not_joined_cannot_drain() -> None:
+    """Nobody knows it."""
+    with pytest.raises(UnknownEngineError):
+        make_fleet().drain("engine-a")
 
 
 def test_an_engine_given_up_too_early_comes_back_without_loss() -> None:
@@ -901,6 +952,107 @@ def test_the_snapshot_tells_tenants_engines_and_totals() -> None:
         "running": 2,
         "waiting": 1,
     }
+
+
+# --- settings that change ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", POLICIES)
+@pytest.mark.parametrize("after", POLICIES)
+def test_a_policy_can_be_exchanged_while_requests_run(before: str, after: str) -> None:
+    """Whichever they are: no request is lost or moved, service goes on, and all can end."""
+    fleet = make_fleet("engine-a")
+    limits = FleetLimits(update_s=UPDATE_S)
+    fleet.go_by(policy_factory(before, OPTIONS), service=ServiceWeights(), limits=limits)
+    for number in range(12):
+        fleet.admit(ask(f"r{number}", f"tenant-{number % 3}"))
+    running = [live(f"r{number}", f"tenant-{number % 3}", done=(100, 3)) for number in range(6)]
+    fleet.on_report("engine-a", progress(1, running))
+
+    fleet.go_by(policy_factory(after, OPTIONS), service=ServiceWeights(1.0, 4.0), limits=limits)
+
+    totals: Any = fleet.snapshot()["totals"]
+    assert (fleet.snapshot()["policy"], totals["live"]) == (after, 12)
+    assert totals["service"] == 6 * (100 + 4 * 3)
+    fleet.priority_changes("engine-a")
+    gone = [finished(f"r{number}", f"tenant-{number % 3}", done=(100, 5)) for number in range(6)]
+    fleet.on_report("engine-a", progress(2, gone=gone))
+    fleet.take_called()
+    for number in range(6, 12):
+        fleet.cancel(f"r{number}")
+    assert live_ids(fleet) == set()
+    totals = fleet.snapshot()["totals"]
+    assert (totals["live"], totals["service"]) == (0, 6 * (100 + 4 * 5))
+
+
+def test_new_parameters_leave_a_policy_its_counters() -> None:
+    """Who has received more is still behind; the new quantum decides whether that counts."""
+    clock = HeldClock()
+    fleet = make_fleet("engine-a", clock=clock)
+    for name in ("a", "b"):
+        fleet.admit(ask(name, name))
+    fleet.on_report("engine-a", progress(1, [live("a", "a", done=(100, 9)), live("b", "b")]))
+    counters = {name: tenant(fleet, name)["counter"] for name in ("a", "b")}
+    assert counters["a"] > counters["b"]
+
+    fleet.go_by(
+        partial(VirtualTokenCounter, quantum=1e6),
+        service=ServiceWeights(),
+        limits=FleetLimits(update_s=UPDATE_S),
+    )
+
+    assert {name: tenant(fleet, name)["counter"] for name in ("a", "b")} == counters
+    fleet.priority_changes("engine-a")
+    assert tenant(fleet, "a")["rank"] == tenant(fleet, "b")["rank"]
+
+
+def test_a_policy_that_cannot_be_made_changes_nothing() -> None:
+    """The old one goes on, with the prices that it had."""
+    fleet = make_fleet("engine-a")
+    fleet.admit(ask("r1"))
+    before = fleet.snapshot()
+
+    def break_down(*_: object) -> Policy:
+        raise ValueError("it cannot be made")
+
+    with pytest.raises(ValueError, match="it cannot be made"):
+        fleet.go_by(break_down, service=ServiceWeights(9.0, 9.0), limits=FleetLimits())
+    assert fleet.snapshot() == before
+
+
+def test_the_longest_wait_may_change_for_those_who_wait() -> None:
+    """Who has waited for longer than what is allowed now runs first."""
+    clock = HeldClock()
+    fleet = make_fleet("engine-a", clock=clock)
+    fleet.admit(ask("r1"))
+    fleet.on_report("engine-a", progress(1, [live("r1", is_running=False, priority=5)]))
+    clock.now_s += 5.0
+    assert fleet.priority_changes("engine-a")["r1"] >= 0
+
+    limits = FleetLimits(update_s=UPDATE_S, max_wait_s=4.0)
+    fleet.go_by(partial(VirtualTokenCounter, quantum=0.0), service=ServiceWeights(), limits=limits)
+
+    assert fleet.priority_changes("engine-a") == {"r1": STARVING}
+
+
+# --- pressure -----------------------------------------------------------------------------------
+
+
+def test_the_pressure_is_of_those_who_have_not_run_and_for_whom_somebody_waits() -> None:
+    """In the line or on an engine; batch work takes seats and waits for nobody."""
+    clock = HeldClock()
+    fleet = make_fleet("engine-a", clock=clock)
+    fleet.set_tenants({"nightly": TenantShare(service_class=ServiceClass.BATCH)})
+    for name in ("acme", "nightly"):
+        fleet.admit(ask(f"{name}-runs", name))
+        fleet.admit(ask(f"{name}-waits", name))
+    running = [live(f"{name}-runs", name, done=(100, 1)) for name in ("acme", "nightly")]
+    fleet.on_report("engine-a", progress(1, running))
+    clock.now_s += 3.0
+
+    pressure = fleet.take_pressure()
+
+    assert (pressure.delay_s, pressure.busy_share) == (3.0, 4 / CAPACITY.max_num_seqs)
 
 
 # --- turns that call tools ------------------------------------------------------------------------
