@@ -25,7 +25,7 @@ from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args, engine_environment
 from app.live_settings import with_live
 from app.models import resolve_model
-from app.settings import AppArgs, FairnessSettings, MetricsSettings
+from app.settings import AppArgs, FairnessSettings, MetricsSettings, TracingSettings
 from app.tenants import open_directory
 from deployments.engine_replica import GOODBYE_S, EngineReplica
 from deployments.gateway import Gateway
@@ -35,6 +35,7 @@ from ops.metrics.outlet import Outlets
 from ops.metrics.plan import MetricsPlan
 from ops.metrics.push import PushTarget
 from ops.metrics.request_metrics import LatencyGoal
+from ops.tracing.plan import TracingPlan
 from scheduler.fleet import FleetLimits, FleetScheduler
 from scheduler.policies.catalogue import policy_factory
 from scheduler.scaling import ScalingGoal
@@ -105,6 +106,7 @@ def build(args: AppArgs) -> Application:
         admit_timeout_s=args.admit_timeout_s,
         continuation_timeout_s=args.continuation_timeout_s,
         metrics=metrics,
+        tracing=tracing_plan(args.tracing),
     )
 
 
@@ -192,6 +194,13 @@ def metrics_plan(settings: MetricsSettings) -> MetricsPlan:
         settings.max_tenants,
         has_vllm=settings.vllm,
     )
+
+
+def tracing_plan(settings: TracingSettings) -> TracingPlan | None:
+    """Where spans go and how many; None while tracing is off."""
+    if settings.otlp_endpoint is None:
+        return None
+    return TracingPlan(settings.otlp_url(), settings.sample_share)
 
 
 def _deployment(

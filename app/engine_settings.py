@@ -45,6 +45,8 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
         "scheduling_policy": "priority",
         "scheduler_cls": scheduler_class_path(async_scheduling=on_cuda),
         "additional_config": additional_config(max_switches_per_s=args.fairness.max_switches_per_s),
+        # Its other half, counts, stays in the engine.
+        "disable_log_stats": args.tracing.otlp_endpoint is None,
         "kv_transfer_config": transfer_config(args.host_kv_gib) if args.host_kv_gib else None,
         **args.engine_args,
     }

@@ -208,6 +208,37 @@ class MetricsSettings(_Settings):
         return value
 
 
+class TracingSettings(_Settings):
+    """Spans of requests, for an OpenTelemetry collector."""
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="Where a collector takes OTLP over HTTP, http://HOST:4318; left out: tracing "
+        "is off. Without a path /v1/traces is meant.",
+    )
+    sample_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Of requests without a `traceparent` of the caller's, which decides itself.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not _is_http_address(value):
+            raise ValueError("http://HOST:PORT is wanted, with no name or password in it")
+        return value
+
+    def otlp_url(self) -> str:
+        """The endpoint with its path. There has to be one."""
+        assert self.otlp_endpoint is not None
+        url = urlsplit(self.otlp_endpoint)
+        return (
+            self.otlp_endpoint if url.path.strip("/") else f"{url.scheme}://{url.netloc}/v1/traces"
+        )
+
+
 def _is_http_address(value: str) -> bool:
     try:
         url = urlsplit(value)
@@ -320,6 +351,7 @@ class AppArgs(_Settings):
     )
     fairness: FairnessSettings = FairnessSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     peer_host: str | None = Field(
         default=None,
         description="Address on which engines and router listen for gateways; left out: the "

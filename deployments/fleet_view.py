@@ -34,6 +34,7 @@ from deployments.messages import (
     ToolsCalled,
 )
 from deployments.router_link import RouterHandle, RouterLink
+from ops.tracing.names import PlacingNote
 from scheduler.errors import QuotaExceededError
 
 logger = logging.getLogger("ray.serve")
@@ -48,7 +49,7 @@ class FleetView:
     """The engines as one gateway sees them. Lives on one event loop.
 
     ``on_frames``, ``on_lost`` and ``on_parting`` are set by whoever reads the outputs, before
-    ``start``.
+    ``start``; ``on_placing`` by whoever wants to know why a request has to wait for its place.
     """
 
     def __init__(self, router: RouterHandle, client_index: int, admit_timeout_s: float) -> None:
@@ -67,6 +68,7 @@ class FleetView:
         self.on_frames: Callable[[str, Sequence[zmq.Frame]], None]
         self.on_lost: Callable[[str], None]
         self.on_parting: Callable[[str], None]
+        self.on_placing: Callable[[str, PlacingNote], None] = lambda _request_id, _note: None
 
     async def start(self) -> list[EngineCard]:
         """Find the router and reach the first engine; returns the cards of engines that are up."""
@@ -113,6 +115,7 @@ class FleetView:
         try:
             reply = await self._ask_for_place(admit)
         except RouterAwayError:
+            self.on_placing(admit.request.request_id, PlacingNote.ROUTER_AWAY)
             return self._place_alone(admit)
         except asyncio.CancelledError:
             # The client has left. The router may have admitted its request all the same.
@@ -128,6 +131,7 @@ class FleetView:
                 return link, reply.priority
             # The router is ahead of us or behind: take the request back before going elsewhere.
             await self.cancel(admit.request.request_id)
+        self.on_placing(admit.request.request_id, PlacingNote.NO_CHOICE)
         return self._place_alone(admit)
 
     async def engine_comes_up(self, within_s: float) -> bool:
@@ -146,6 +150,7 @@ class FleetView:
                 reply = await self._router.call(admit, timeout_s=self._admit_timeout_s)
                 if not isinstance(reply, InLine):
                     return reply
+                self.on_placing(request_id, PlacingNote.IN_LINE)
                 await asyncio.wait([called], timeout=RENEW_S)
                 if called.done():
                     return called.result()

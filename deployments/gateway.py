@@ -25,11 +25,14 @@ from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import Group
 from ops.metrics.request_metrics import RequestMetrics
 from ops.metrics.tenant_labels import TenantLabels
+from ops.tracing.plan import TracingPlan
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from deployments.vllm_client import Caller, FleetClient
+    from deployments.vllm_watch import RequestWatch
+    from ops.tracing.export import Tracing
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,7 +52,9 @@ class GatewayState(Protocol):
 class Edge(Protocol):
     """Everything around vLLM's app: who is calling, what is allowed, our own routes."""
 
-    def dress(self, app: "FastAPI", gateway: GatewayState) -> ASGIApp: ...
+    def dress(
+        self, app: "FastAPI", gateway: GatewayState, tracing: "Tracing | None" = None
+    ) -> ASGIApp: ...
 
     def current_caller(self) -> "Caller": ...
 
@@ -59,7 +64,7 @@ class Edge(Protocol):
 class Gateway:
     """One gateway. The ingress deployment's class; all methods run on one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (what Serve binds by name, one for one a setting)
         self,
         router: RouterHandle,
         engine_args: Mapping[str, Any],
@@ -69,6 +74,7 @@ class Gateway:
         continuation_timeout_s: float,
         metrics: MetricsPlan = PLAIN_PLAN,
         engines: object | None = None,
+        tracing: TracingPlan | None = None,
     ) -> None:
         self._engine_args, self._api_args = dict(engine_args), dict(api_args)
         self._edge = edge
@@ -80,6 +86,8 @@ class Gateway:
         self._name = f"gateway-{self._client_index:x}"
         self._metrics = metrics
         self._outlet: Outlet | None = None
+        self._tracing_plan = tracing
+        self._tracing: Tracing | None = None
         labels = TenantLabels(edge.named_tenants(), metrics.max_tenants)
         self._request_metrics = RequestMetrics(self._name, labels, metrics.goal)
         self._fleet_metrics = FleetCollector(labels)
@@ -99,6 +107,7 @@ class Gateway:
             self._edge.current_caller,
             self._request_metrics,
             self._continuation_timeout_s,
+            self._open_tracing(),
         )
         cards = await self._fleet.start()
         adopt_ready(vllm_config, cards[0].ready)
@@ -109,10 +118,12 @@ class Gateway:
         self._metrics_task = asyncio.create_task(self._follow_fleet(), name="fleet metrics")
         self._open_outlet()
         self._is_built = True
-        return self._edge.dress(app, self)
+        return self._edge.dress(app, self, self._tracing)
 
     async def stop(self) -> None:
         """Take back what was pushed; the engines see by the closed connections that we are gone."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._outlet is not None:
             await asyncio.to_thread(self._outlet.close)
 
@@ -146,6 +157,15 @@ class Gateway:
         outlets = replace(self._metrics.outlets, scrape_port=None)
         self._outlet = Outlet(REGISTRY, outlets, group, host="")
         self._outlet.open()
+
+    def _open_tracing(self) -> "RequestWatch | None":
+        if self._tracing_plan is None:
+            return None
+        from deployments.vllm_traces import FleetTraces
+        from ops.tracing.export import Tracing
+
+        self._tracing = Tracing.to_collector(self._tracing_plan, self._name)
+        return FleetTraces(self._tracing.tracer, self._engine_args["served_model_name"][0])
 
     async def _follow_fleet(self) -> None:
         while True:

@@ -51,6 +51,7 @@ from deployments.vllm_continuation import (
     make_seamless,
     way_of,
 )
+from deployments.vllm_watch import RequestWatch
 from ops.metrics.request_metrics import RequestMeter, RequestMetrics
 from scheduler.admission import PRIORITY_BOUND, AdmitRequest, Wishes
 from scheduler.errors import QuotaExceededError
@@ -151,6 +152,7 @@ class FleetClient(EngineCoreClient):
         current_caller: Callable[[], Caller],
         metrics: RequestMetrics,
         continuation_timeout_s: float,
+        watch: RequestWatch | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.engine_ranks_managed = [0]
@@ -161,6 +163,7 @@ class FleetClient(EngineCoreClient):
         self._continuation_timeout_s = continuation_timeout_s
         self._engines_ask = engine_wide(vllm_config)
         self._random = SystemRandom()
+        self._watch = watch or RequestWatch()
         self._owned: dict[str, OwnedRequest] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encode = MsgpackEncoder().encode
@@ -169,6 +172,7 @@ class FleetClient(EngineCoreClient):
         self.fail_request: Callable[[str, Exception], None]  # set by the frontend
         fleet.on_frames = self._take_frames
         fleet.on_lost, fleet.on_parting = self._engine_lost, self._engine_parts
+        fleet.on_placing = self._watch.placing
 
     @property
     def num_open(self) -> int:
@@ -191,6 +195,7 @@ class FleetClient(EngineCoreClient):
                 make_repeatable(request, self._random)
             meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
             owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter, way)
+            self._watch.started(request, admit.request)
             try:
                 if self._fleet.num_up == 0:
                     await self._send_somewhere(owned)  # or say at once that there is none
@@ -290,6 +295,7 @@ class FleetClient(EngineCoreClient):
         owned.engine_id = link.card.engine_id
         request.priority = priority
         request.session_id = owned.admit.request.conversation
+        self._watch.placed(request.request_id, link.card.engine_id, priority)
         await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
 
     async def _abort_on(self, engine_id: str, request_ids: list[str]) -> None:
@@ -300,6 +306,7 @@ class FleetClient(EngineCoreClient):
     def _take_frames(self, engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decode(frames)
         now_s = time.monotonic()
+        self._watch.heard(engine_id, outputs, now_s)
         outputs.outputs = [
             output for output in outputs.outputs if self._take(engine_id, output, now_s)
         ]
@@ -331,6 +338,7 @@ class FleetClient(EngineCoreClient):
         owned = self._owned.pop(request_id, None)
         if owned is not None:
             owned.meter.finished(outcome)
+            self._watch.finished(request_id, outcome, len(owned.transcript))
             if owned.engine_id is not None:
                 self._fleet.closed(owned.engine_id)
         return owned
@@ -339,6 +347,7 @@ class FleetClient(EngineCoreClient):
         """Have the engine's requests go on elsewhere, each in its way."""
         lost = [owned for owned in self._owned.values() if owned.engine_id == engine_id]
         logger.warning("Engine %s is gone with %d of our requests", engine_id, len(lost))
+        self._watch.lost(engine_id, [owned.request.request_id for owned in lost])
         for owned in lost:
             owned.lose_engine()
             if owned.can_go_on:
@@ -356,7 +365,9 @@ class FleetClient(EngineCoreClient):
         if not moved:
             return
         logger.info("Engine %s goes; %d of our requests go on elsewhere", engine_id, len(moved))
-        self._start(self._abort_on(engine_id, [owned.request.request_id for owned in moved]))
+        moved_ids = [owned.request.request_id for owned in moved]
+        self._start(self._abort_on(engine_id, moved_ids))
+        self._watch.lost(engine_id, moved_ids)
         for owned in moved:
             owned.lose_engine()
             self._fleet.closed(engine_id)

@@ -70,7 +70,9 @@ class ListeningEngineCore(EngineCoreProc):
             local_client=True,
             handshake_address="",
             executor_class=Executor.get_class(vllm_config),
-            log_stats=order.has_vllm_metrics,
+            # vLLM's one switch for its counts and for the events of requests.
+            log_stats=order.has_vllm_metrics
+            or not order.engine_args.get("disable_log_stats", True),
         )
 
     @contextmanager
@@ -116,13 +118,15 @@ class ListeningEngineCore(EngineCoreProc):
         """Output thread: each step's outputs to the clients they belong to."""
         encode = MsgpackEncoder().encode
         config, order = self.vllm_config, self._order
-        stats = EngineStats(config, order.engine_id) if order.has_vllm_metrics else None
+        has_news = _has_news
+        if order.has_vllm_metrics:
+            has_news = EngineStats(config, order.engine_id).keep
         while True:
             item = self.output_queue.get()
             if item == EngineCoreProc.ENGINE_CORE_DEAD:
                 return  # clients see the connection close
             client_index, outputs = item
-            if stats and isinstance(outputs, EngineCoreOutputs) and not stats.keep(outputs):
+            if isinstance(outputs, EngineCoreOutputs) and not has_news(outputs):
                 continue
             frames = encode(outputs) if isinstance(outputs, EngineCoreOutputs) else [outputs]
             self._outputs.send_multipart([wire.client_identity(client_index), *frames], copy=False)
@@ -236,6 +240,15 @@ class ListeningEngineCore(EngineCoreProc):
 
 class _SilentClient(msgspec.Struct, frozen=True):
     client_index: int
+
+
+def _has_news(outputs: EngineCoreOutputs) -> bool:
+    """Whether there is more in ``outputs`` than vLLM's counts, which are taken out.
+
+    Where a step has no outputs at all, vLLM sends its counts to client 0, here the replica.
+    """
+    outputs.scheduler_stats = None
+    return bool(outputs.outputs or outputs.finished_requests or outputs.utility_output)
 
 
 def make_engine_args(settings: Mapping[str, Any]) -> AsyncEngineArgs:

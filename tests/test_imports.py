@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "deployments", "scheduler", "kv", "ops")
 # What a module may import of the packages: the rule of the longest name that it stands under.
 ALLOWED = {
-    "app": ("app.*", "deployments.*", "scheduler.*", "kv.*", "ops.metrics.*"),
+    "app": ("app.*", "deployments.*", "scheduler.*", "kv.*", "ops.metrics.*", "ops.tracing*"),
     "app.cli.bench": ("app.*", "ops.bench.*"),
     "app.cli.dashboards": ("app.*", "ops.dashboards.*"),
-    "deployments": ("deployments.*", "scheduler.*", "kv.*", "ops.metrics.*"),
+    "deployments": ("deployments.*", "scheduler.*", "kv.*", "ops.metrics.*", "ops.tracing*"),
     "scheduler": ("scheduler.*",),
     "kv": ("kv.*",),
     "ops": ("ops.*", "app.*", "deployments.*", "scheduler.*", "kv.*"),
     "ops.metrics": ("ops.metrics.*",),
+    "ops.tracing": ("ops.tracing*",),
 }
 ADAPTERS = ("scheduler.vllm_*", "kv.vllm_*", "deployments.vllm_*", "ops.bench.*")
 
@@ -105,3 +106,15 @@ def test_the_application_is_built_without_loading_an_engine() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert loaded.stdout.split() == []
+
+
+def test_without_tracing_nothing_of_it_is_loaded() -> None:
+    """Gateways load what makes and sends spans once they are told where to."""
+    program = (
+        "import sys, app.build, deployments.vllm_client\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('ops.tracing.')))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.split() == ["ops.tracing.names", "ops.tracing.plan"]

@@ -1,12 +1,13 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
 Owns our own routes (health, fairness) and the order of what a request passes: body limit,
-identity, intake, tool calls, route, admission, the app. Who a key belongs to is `app.tenants`; what
-our routes say is the gateway's.
+identity, trace, intake, tool calls, route, admission, the app. Who a key belongs to is
+`app.tenants`; what our routes say is the gateway's.
 """
 
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -23,6 +24,9 @@ from app.edge.tool_calls import ToolCallsMiddleware
 from app.tenants import TenantDirectory
 from deployments.gateway import GatewayState
 
+if TYPE_CHECKING:
+    from ops.tracing.export import Tracing
+
 RETRY_AFTER_S = 5
 
 
@@ -33,7 +37,9 @@ class HttpEdge:
         self._new_directory = new_directory
         self._max_body_bytes = max_body_bytes
 
-    def dress(self, app: FastAPI, gateway: GatewayState) -> ASGIApp:
+    def dress(
+        self, app: FastAPI, gateway: GatewayState, tracing: "Tracing | None" = None
+    ) -> ASGIApp:
         """Add our routes, and what stands before all routes."""
         app.add_api_route("/health", _health(gateway), methods=["GET"])
         app.add_api_route("/v1/fairness", _fairness(gateway), methods=["GET"])
@@ -41,7 +47,11 @@ class HttpEdge:
         leaving = LeavingClientsMiddleware(AdmissionMiddleware(AppErrorsMiddleware(app)))
         known = KnownRoutesMiddleware(leaving, app.router.routes)
         watched = ToolCallsMiddleware(known, gateway)
-        taken_in = IntakeMiddleware(watched)
+        taken_in: ASGIApp = IntakeMiddleware(watched)
+        if tracing is not None:
+            from app.edge.traces import TracesMiddleware
+
+            taken_in = TracesMiddleware(taken_in, tracing.tracer)
         identified = IdentityMiddleware(taken_in, self._new_directory())
         return BodyLimitMiddleware(identified, self._max_body_bytes)
 

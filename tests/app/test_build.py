@@ -12,9 +12,16 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 
 from app.build import build, live_settings, new_fleet
-from app.settings import AppArgs, AutoscalingSettings, FairnessSettings, MetricsSettings
+from app.settings import (
+    AppArgs,
+    AutoscalingSettings,
+    FairnessSettings,
+    MetricsSettings,
+    TracingSettings,
+)
 from deployments.engine_replica import GOODBYE_S
 from ops.metrics.push import PushTarget
+from ops.tracing.plan import TracingPlan
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.policies.catalogue import POLICIES
 from scheduler.scaling import ScalingGoal
@@ -201,3 +208,17 @@ def test_pins_are_told_of_unless_they_are_off(max_tool_ttl_s: float) -> None:
     fleet = new_fleet(FairnessSettings(max_tool_ttl_s=max_tool_ttl_s))
 
     assert fleet.take_pins("engine-a") == ({} if max_tool_ttl_s else None)
+
+
+def test_tracing_is_off_until_it_has_an_endpoint(model: str) -> None:
+    """Then gateways make spans, and engines tell them what becomes of requests."""
+    off = deployments(AppArgs(model=model, device="cpu"))
+    traced = TracingSettings(otlp_endpoint="http://collector:4318", sample_share=0.5)
+    on = deployments(AppArgs(model=model, device="cpu", tracing=traced))
+
+    assert off["Gateway"].init_kwargs["tracing"] is None
+    assert off["Engine"].init_kwargs["engine_args"]["disable_log_stats"] is True
+    assert on["Gateway"].init_kwargs["tracing"] == TracingPlan(
+        "http://collector:4318/v1/traces", 0.5
+    )
+    assert on["Engine"].init_kwargs["engine_args"]["disable_log_stats"] is False

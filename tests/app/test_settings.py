@@ -9,13 +9,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from app.engine_settings import engine_args
-from app.settings import AppArgs, FairnessSettings, MetricsSettings, TenantSettings
+from app.settings import AppArgs, FairnessSettings, MetricsSettings, TenantSettings, TracingSettings
 
 MODELS: tuple[type[BaseModel], ...] = (
     AppArgs,
     FairnessSettings,
     MetricsSettings,
     TenantSettings,
+    TracingSettings,
 )
 
 
@@ -104,6 +105,12 @@ def test_unknown_settings_are_refused(settings: dict[str, Any]) -> None:
         ("metrics", {"max_tenants": 0}),
         ("metrics", {"good_ttft_s": 0}),
         ("metrics", {"good_tbt_s": -1}),
+        ("tracing", {"sample_share": 1.5}),
+        ("tracing", {"otlp_endpoint": "collector:4318"}),
+        ("tracing", {"otlp_endpoint": "grpc://collector:4317"}),
+        ("tracing", {"otlp_endpoint": "http://"}),
+        ("tracing", {"otlp_endpoint": "http://collector:port"}),
+        ("tracing", {"otlp_endpoint": "http://coll ector"}),
     ],
 )
 def test_values_out_of_bounds_are_refused(name: str, value: object) -> None:
@@ -186,3 +193,17 @@ def test_settings_cross_processes() -> None:
     assert pickle.loads(pickle.dumps(args)) == args  # noqa: S301 - our own bytes
     with pytest.raises(ValidationError):
         args.model = "another"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("http://collector:4318", "http://collector:4318/v1/traces"),
+        ("https://collector/", "https://collector/v1/traces"),
+        ("http://collector:4318/other/path", "http://collector:4318/other/path"),
+    ],
+)
+def test_spans_go_to_the_endpoint_where_collectors_take_them(endpoint: str, url: str) -> None:
+    """OTLP has a path of its own; whoever names another means it."""
+    settings = TracingSettings(otlp_endpoint=endpoint)
+    assert settings.otlp_url() == url

@@ -11,7 +11,7 @@ import pytest_asyncio
 from app.demo_model import write_demo_model
 from app.engine_settings import engine_args, engine_environment
 from app.ports import free_port
-from app.settings import AppArgs
+from app.settings import AppArgs, TracingSettings
 from deployments.engine_order import EngineOrder
 from deployments.engine_process import EngineProcess
 from deployments.engine_replica import EngineLine
@@ -45,6 +45,8 @@ def engine_settings(tiny_model: Path) -> AppArgs:
         kv_cache_gib=KV_GIB,
         host_kv_gib=0.03,
         engine_args={"enforce_eager": True},
+        # So that it tells what becomes of requests, which else it does not.
+        tracing=TracingSettings(otlp_endpoint="http://127.0.0.1:4318"),
     )
 
 

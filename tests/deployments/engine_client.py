@@ -9,7 +9,13 @@ from typing import Any, Self
 
 import zmq
 from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+    FinishReason,
+)
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.engine_links import EngineLink
@@ -28,6 +34,7 @@ class EngineClient:
         self.client_index = next(_indices)
         self.tokens: defaultdict[str, list[int]] = defaultdict(list)
         self.ends: dict[str, FinishReason] = {}
+        self.events: defaultdict[str, list[EngineCoreEvent]] = defaultdict(list)
         self._encode = MsgpackEncoder().encode
         self._decode = MsgpackDecoder(EngineCoreOutputs).decode
 
@@ -88,5 +95,6 @@ class EngineClient:
     def _take(self, _engine_id: str, frames: Sequence[zmq.Frame]) -> None:
         for output in self._decode(frames).outputs:
             self.tokens[output.request_id] += output.new_token_ids
+            self.events[output.request_id] += output.events or []
             if output.finish_reason is not None:
                 self.ends[output.request_id] = output.finish_reason

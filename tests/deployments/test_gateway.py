@@ -11,7 +11,15 @@ import httpx2
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
-from vllm.v1.engine import EngineCoreReadyResponse
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreReadyResponse,
+    EngineCoreRequest,
+    FinishReason,
+)
 
 from app.edge.dress import HttpEdge
 from app.engine_settings import engine_args
@@ -23,8 +31,11 @@ from deployments.gateway import Gateway
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
+from ops.tracing import export
+from ops.tracing.plan import TracingPlan
 from tests.deployments.stand_ins import PATIENCE_S, StandInEngine, SteeredRouter, until
 from tests.ops.metrics.stand_in_pushgateway import stand_in_pushgateway
+from tests.ops.tracing.stand_in_collector import stand_in_collector
 
 READY = msgspec.msgpack.encode(
     EngineCoreReadyResponse(
@@ -62,7 +73,9 @@ def new_gateway(engine_settings: AppArgs) -> Any:
 
     @asynccontextmanager
     async def make(
-        router: SteeredRouter, metrics: MetricsPlan = PLAIN_PLAN
+        router: SteeredRouter,
+        metrics: MetricsPlan = PLAIN_PLAN,
+        tracing: TracingPlan | None = None,
     ) -> AsyncIterator[Gateway]:
         made = Gateway(
             router=router.handle,
@@ -72,6 +85,7 @@ def new_gateway(engine_settings: AppArgs) -> Any:
             admit_timeout_s=PATIENCE_S,
             continuation_timeout_s=PATIENCE_S,
             metrics=metrics,
+            tracing=tracing,
         )
         try:
             yield made
@@ -171,6 +185,43 @@ async def test_a_gateway_pushes_what_it_would_show(
             "/metrics/job/gateway/application/fastswitch/instance/gateway-"
         )
         assert pushed_to.call_with("", method="DELETE").path == pushed.path
+
+
+async def test_a_traced_gateway_tells_a_collector_of_its_requests(
+    new_gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the client's trace to the engine's word, in one trace; and nothing of others."""
+    monkeypatch.setattr(export, "BATCH_S", 0.01)
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with stand_in_collector() as collector, stand_in() as engine, SteeredRouter(engine) as router:
+        router.place_on("engine-a")
+        async with (
+            new_gateway(router, tracing=TracingPlan(collector.url, 0.0)) as made,
+            client_of(await made.build()) as client,
+        ):
+            asked = {"prompt": [1, 2, 3], "max_tokens": 1, "model": "tiny"}
+            header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+            asking = asyncio.create_task(client.post("/v1/completions", json=asked, headers=header))
+            _, frame, *_ = await engine.received()
+            request = msgspec.msgpack.decode(frame, type=EngineCoreRequest)
+            queued = EngineCoreEvent.new_event(EngineCoreEventType.QUEUED)
+            last = EngineCoreOutput(
+                request.request_id, [5], finish_reason=FinishReason.LENGTH, events=[queued]
+            )
+            outputs = EngineCoreOutputs(outputs=[last])
+            await engine.send(made._client_index, msgspec.msgpack.encode(outputs))
+            assert (await asking).status_code == 200
+
+            names: set[str] = set()
+            while "POST /v1/completions" not in names:
+                _, sent = await asyncio.to_thread(collector.next_call)
+                [batch] = sent.resource_spans
+                spans = batch.scope_spans[0].spans
+                names |= {span.name for span in spans}
+                assert {span.trace_id.hex() for span in spans} == {trace_id}
+
+    assert request.trace_headers is None
+    assert {"generate", "prepare", "place", "wait for first token", "engine queued"} <= names
 
 
 async def _until_raises(check: Any) -> None:

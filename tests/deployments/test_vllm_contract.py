@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import importlib
 import inspect
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -27,8 +28,11 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.exceptions import GracefulHTTPError, QueueOverflowError
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingType
+from vllm.tracing.utils import TRACE_HEADERS as VLLM_TRACE_HEADERS
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreReadyResponse,
@@ -56,7 +60,12 @@ from deployments import vllm_client, vllm_continuation
 from deployments.engine_order import EXCHANGE, HEARTBEAT
 from deployments.vllm_client import FleetClient
 from deployments.vllm_continuation import engine_wide
-from deployments.vllm_engine import ListeningEngineCore, make_engine_args, one_sentence
+from deployments.vllm_engine import (
+    ListeningEngineCore,
+    _has_news,
+    make_engine_args,
+    one_sentence,
+)
 from deployments.vllm_frontend import (
     LOGGING_MODULES,
     SERVED_ROUTES,
@@ -69,6 +78,8 @@ from deployments.vllm_metrics import (
     EngineStats,
     GatewaySideLogger,
 )
+from deployments.vllm_traces import STATES
+from ops.tracing.http_trace import TRACE_HEADERS
 from scheduler import vllm_scheduler
 
 
@@ -567,3 +578,53 @@ def test_vllm_counts_when_it_is_given_a_logger() -> None:
         "mm_cache_stats",
         "engine_idx",
     ]
+
+
+# --- tracing ----------------------------------------------------------------------------------
+
+
+def test_every_event_of_a_request_has_a_state() -> None:
+    """One that vLLM adds would otherwise end the gateway's reading of an engine's message."""
+    assert set(STATES) == set(EngineCoreEventType)
+
+
+def test_outputs_carry_events_and_the_time_of_the_engines_clock() -> None:
+    """Over the wire, too: the receiver's clock does not come into it."""
+    event = EngineCoreEvent.new_event(EngineCoreEventType.QUEUED, 3.0)
+    output = EngineCoreOutput("r1", [], events=[event])
+    before_s = time.monotonic()
+    sent = EngineCoreOutputs(outputs=[output])
+    assert before_s <= sent.timestamp <= time.monotonic()
+
+    sent.timestamp = 5.0
+    received = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
+    assert received.timestamp == 5.0
+    assert received.outputs[0].events == [event]
+
+
+def test_an_engines_counts_stay_with_it() -> None:
+    """vLLM puts them into a message of a step, or into one of their own, to client 0."""
+    source = inspect.getsource(Scheduler.update_from_output)
+    assert "engine_core_outputs[0] = eco = EngineCoreOutputs()" in source
+
+    alone = EngineCoreOutputs(scheduler_stats=SchedulerStats())
+    among = EngineCoreOutputs(
+        outputs=[EngineCoreOutput("r1", [1])], scheduler_stats=SchedulerStats()
+    )
+    ended = EngineCoreOutputs(finished_requests={"r1"}, scheduler_stats=SchedulerStats())
+
+    assert [_has_news(outputs) for outputs in (alone, among, ended)] == [False, True, True]
+    assert among.scheduler_stats is ended.scheduler_stats is None
+
+
+def test_statistics_are_what_engine_arguments_call_them() -> None:
+    """Their switch is written by name into what engines are started with."""
+    [switch] = [
+        each for each in dataclasses.fields(AsyncEngineArgs) if each.name == "disable_log_stats"
+    ]
+    assert switch.type in (bool, "bool")
+
+
+def test_vllm_goes_on_from_a_callers_trace_by_these_headers() -> None:
+    """They are taken out before it sees them, as its own tracing is off."""
+    assert set(TRACE_HEADERS) == set(VLLM_TRACE_HEADERS)

@@ -13,7 +13,12 @@ import pytest
 import zmq
 import zmq.asyncio
 from prometheus_client.parser import text_string_to_metric_families
-from vllm.v1.engine import EngineCoreReadyResponse, EngineCoreRequestType, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEventType,
+    EngineCoreReadyResponse,
+    EngineCoreRequestType,
+    FinishReason,
+)
 
 from deployments import wire
 from deployments.engine_links import EngineLink
@@ -153,6 +158,26 @@ async def test_an_exchange_sets_priorities_and_tells_the_progress(
         assert [(one.request_id, one.tenant, one.reason) for one in finished] == [
             ("r1", "acme", "abort")
         ]
+
+
+async def test_a_traced_engine_tells_what_becomes_of_requests(
+    engine: RunningEngine, watch: Watch
+) -> None:
+    """That they were switched out too; its replica hears nothing of it and goes on as ever."""
+    async with EngineClient(engine.card) as client:
+        for index in range(MAX_NUM_SEQS):
+            await client.add(f"low-{index}", max_tokens=300, priority=9)
+        await until(lambda: len(client.tokens) == MAX_NUM_SEQS)
+        await client.add("high", max_tokens=10, priority=0)
+        for name in ["high", *(f"low-{index}" for index in range(MAX_NUM_SEQS))]:
+            await client.end_of(name)
+            await watch.progress()
+
+    kinds = {name: [event.type for event in told] for name, told in client.events.items()}
+    undisturbed = [EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED]
+    switched_out = [*undisturbed, EngineCoreEventType.PREEMPTED, EngineCoreEventType.SCHEDULED]
+    assert kinds["high"] == undisturbed
+    assert switched_out in kinds.values()
 
 
 async def test_an_aborted_request_is_gone(engine: RunningEngine, watch: Watch) -> None:

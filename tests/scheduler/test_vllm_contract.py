@@ -1,6 +1,7 @@
 """What our scheduler relies on in vLLM's: one test per private thing, so a new release names it."""
 
 import inspect
+import time
 from collections import deque
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import FinishReason
+from vllm.v1.engine import EngineCoreEventType, FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -282,3 +283,32 @@ def test_finish_reasons_read_as_reported() -> None:
         "error",
         "repetition",
     }
+
+
+def test_the_scheduler_records_what_becomes_of_a_request(scheduler: Scheduler) -> None:
+    """While it logs statistics: queued, scheduled, preempted, by its monotonic clock."""
+    scheduler.log_stats = True
+    traced = request("r1")
+    scheduler.add_request(traced)
+    scheduler.schedule()
+    scheduler.running.remove(traced)
+    scheduler._preempt_request(traced, 5.0)
+
+    events = traced.take_events() or []
+    assert [event.type for event in events] == [
+        EngineCoreEventType.QUEUED,
+        EngineCoreEventType.SCHEDULED,
+        EngineCoreEventType.PREEMPTED,
+    ]
+    assert events[2].timestamp == 5.0
+    assert events[0].timestamp <= events[1].timestamp <= time.monotonic()
+    assert traced.take_events() is None
+
+
+def test_without_statistics_the_scheduler_records_nothing(scheduler: Scheduler) -> None:
+    """What is not asked for costs nothing."""
+    scheduler.log_stats = False
+    untraced = request("r1")
+    scheduler.add_request(untraced)
+    scheduler.schedule()
+    assert untraced.take_events() is None

@@ -1,0 +1,1 @@
+"""What became of one request, as OpenTelemetry spans; beside ops.metrics what others import."""
