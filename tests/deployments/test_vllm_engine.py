@@ -167,7 +167,7 @@ async def test_a_traced_engine_tells_what_becomes_of_requests(
     async with EngineClient(engine.card) as client:
         for index in range(MAX_NUM_SEQS):
             await client.add(f"low-{index}", max_tokens=300, priority=9)
-        await until(lambda: len(client.tokens) == MAX_NUM_SEQS)
+        await until(lambda: all(client.tokens.values()))
         await client.add("high", max_tokens=10, priority=0)
         for name in ["high", *(f"low-{index}" for index in range(MAX_NUM_SEQS))]:
             await client.end_of(name)
