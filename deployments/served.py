@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ray import serve
 from starlette.types import ASGIApp
 
+from deployments.replica_accept import accept_many_per_turn
 from deployments.replica_port import keep_replica_port_to_node
 from deployments.steady_heap import settle_heap
 
@@ -44,7 +45,10 @@ def served_app(cls: Any) -> type:
     class ServedApp(cls):
         async def __serve_build_asgi_app__(self) -> ASGIApp:
             keep_replica_port_to_node()
-            return await self.build()
+            accept_many_per_turn()
+            app: ASGIApp = await self.build()
+            settle_heap()
+            return app
 
         async def __del__(self) -> None:
             await self.stop()
