@@ -21,11 +21,12 @@ from scheduler.policies.catalogue import POLICIES, PolicyOptions, policy_factory
 from scheduler.policies.deadline import LatencyTargets
 from scheduler.policies.fcfs import FirstComeFirstServed
 from scheduler.policies.numbering import MIDDLE, STRIDE
-from scheduler.policies.policy import Policy
+from scheduler.policies.policy import PolicyFactory
 from scheduler.policies.vtc import VirtualTokenCounter
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 from scheduler.shares import ServiceClass, TenantShare
+from scheduler.tracking import TrackedRequest
 
 LEVEL = 2 * MIDDLE + 1  # the priority of all until one is served more than another
 AHEAD = LEVEL - 2 * STRIDE  # that of who parts from the others, to the front
@@ -452,7 +453,7 @@ def test_while_all_engines_drain_requests_wait_for_the_next_one() -> None:
 
     fleet.join("engine-c", CAPACITY)
 
-    assert fleet.take_called() == {"r1": Placement("engine-c", 0)}
+    assert fleet.take_called() == {"r1": Placement("engine-c", LEVEL)}
 
 
 def test_an_engine_that_has_not_joined_cannot_drain() -> None:
@@ -1006,18 +1007,36 @@ def test_new_parameters_leave_a_policy_its_counters() -> None:
     assert tenant(fleet, "a")["rank"] == tenant(fleet, "b")["rank"]
 
 
-def test_a_policy_that_cannot_be_made_changes_nothing() -> None:
-    """The old one goes on, with the prices that it had."""
-    fleet = make_fleet("engine-a")
-    fleet.admit(ask("r1"))
-    before = fleet.snapshot()
+class Unmakeable(FirstComeFirstServed):
+    """A policy that fails before it has anything."""
 
-    def break_down(*_: object) -> Policy:
+    def __init__(self, *_: object) -> None:
         raise ValueError("it cannot be made")
 
+
+class Overburdened(FirstComeFirstServed):
+    """A policy that fails in the middle of taking over."""
+
+    def arrive(self, request: TrackedRequest) -> None:
+        request.note = "mine"
+        if request.request_id == "r2":
+            raise ValueError("it cannot be made")
+
+
+@pytest.mark.parametrize("policy", [Unmakeable, Overburdened])
+def test_a_policy_that_cannot_be_made_changes_nothing(policy: PolicyFactory) -> None:
+    """The old one goes on, with what it had noted of the requests and the prices that it had."""
+    fleet = make_fleet("engine-a")
+    for number in range(4):
+        fleet.admit(ask(f"r{number}"))
+    before = fleet.snapshot()
+
     with pytest.raises(ValueError, match="it cannot be made"):
-        fleet.go_by(break_down, service=ServiceWeights(9.0, 9.0), limits=FleetLimits())
+        fleet.go_by(policy, service=ServiceWeights(9.0, 9.0), limits=FleetLimits())
+
     assert fleet.snapshot() == before
+    fleet.priority_changes("engine-a")
+    assert len(fleet.leave("engine-a")) == 4
 
 
 def test_the_longest_wait_may_change_for_those_who_wait() -> None:
