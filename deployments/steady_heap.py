@@ -10,7 +10,7 @@ of it: requests come and go without cycles, so that most of it is gone before.
 import gc
 
 # More than the containers of the requests that are under way at once in one answer or report.
-# Python's own 700 made one admission in seventy wait for a collection.
+# With Python's own 700 a collection was in about half of the slowest hundredth of admissions.
 NEW_CONTAINERS = 10_000
 
 
