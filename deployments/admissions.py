@@ -7,6 +7,7 @@ writes into it, and whoever holds the answer's beginning back reads it there. Ho
 the wire is the edge's.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,14 +61,17 @@ class AdmissionRecord:
     """One HTTP request before the fleet. It may ask for several sequences, also at once.
 
     The first denial stands, whatever becomes of the other sequences. ``on_asked`` is called when
-    the request has been read and asks for its first place.
+    the request has been read and asks for its first place, ``on_settled`` once nothing that its
+    tenant has sent later could get a place before it. Both may be called more than once.
     """
 
-    __slots__ = ("_has_asked", "_pending", "denial", "on_asked")
+    __slots__ = ("_has_asked", "_pending", "arrived_s", "denial", "on_asked", "on_settled")
 
     def __init__(self) -> None:
+        self.arrived_s = time.monotonic()
         self.denial: Denial | None = None
-        self.on_asked: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[], None] = _do_nothing
+        self.on_settled: Callable[[], None] = _do_nothing
         self._has_asked = False
         self._pending = 0
 
@@ -90,3 +94,13 @@ class AdmissionRecord:
             yield
         finally:
             self._pending -= 1
+            if not self._pending:
+                self.on_settled()
+
+    def in_line(self, in_turn: bool) -> None:  # noqa: FBT001 - a callback
+        """It is in the fleet's line; unless ``in_turn``, what was sent later may come first."""
+        if not in_turn:
+            self.on_settled()
+
+
+def _do_nothing() -> None: ...

@@ -105,15 +105,19 @@ class FleetView:
     def link(self, engine_id: str) -> EngineLink | None:
         return self._links.get(engine_id)
 
-    async def place(self, admit: Admit) -> tuple[EngineLink, int]:
+    async def place(
+        self, admit: Admit, in_line: Callable[[bool], None] = lambda _in_turn: None
+    ) -> tuple[EngineLink, int]:
         """The engine for a request and its priority there; waits in the router's line if it must.
+
+        While it does, ``in_line`` is told whether that keeps the turns of a tenant's requests.
 
         Raises:
             NoEngineLeftError: no engine can be reached now.
             QuotaExceededError: the request's tenant is past a limit of its own.
         """
         try:
-            reply = await self._ask_for_place(admit)
+            reply = await self._ask_for_place(admit, in_line)
         except RouterAwayError:
             self.on_placing(admit.request.request_id, PlacingNote.ROUTER_AWAY)
             return self._place_alone(admit)
@@ -142,7 +146,7 @@ class FleetView:
         except TimeoutError:
             return False
 
-    async def _ask_for_place(self, admit: Admit) -> msgspec.Struct:
+    async def _ask_for_place(self, admit: Admit, in_line: Callable[[bool], None]) -> msgspec.Struct:
         request_id = admit.request.request_id
         called = self._in_line[request_id] = asyncio.get_running_loop().create_future()
         try:
@@ -151,6 +155,7 @@ class FleetView:
                 if not isinstance(reply, InLine):
                     return reply
                 self.on_placing(request_id, PlacingNote.IN_LINE)
+                in_line(reply.in_turn)
                 await asyncio.wait([called], timeout=RENEW_S)
                 if called.done():
                     return called.result()

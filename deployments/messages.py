@@ -101,7 +101,12 @@ class Placed(Reply, frozen=True):
 
 
 class InLine(Reply, frozen=True):
-    """No engine has room for the request yet; its place follows as ``Called``."""
+    """No engine has room for the request yet; its place follows as ``Called``.
+
+    ``in_turn``: not after what its tenant sends later, so that it need not be read before.
+    """
+
+    in_turn: bool = False
 
 
 class Called(Reply, frozen=True):

@@ -210,7 +210,7 @@ class Router:
         if placement is None:
             self._in_line[request_id] = caller
             self._gateways_heard_s.setdefault(caller, self._now_s())
-            return InLine()
+            return InLine(self._fleet.keeps_turns)
         self._in_line.pop(request_id, None)
         return Placed(placement.engine_id, placement.priority)
 

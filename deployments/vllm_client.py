@@ -101,13 +101,22 @@ class DeniedError(GracefulHTTPError):
 class OwnedRequest:
     """A request of this gateway and the engine that has it; None while it looks for one."""
 
-    __slots__ = ("admit", "engine_id", "is_continued", "meter", "request", "transcript", "way")
+    __slots__ = (
+        *("admission", "admit", "engine_id", "is_continued"),
+        *("meter", "request", "transcript", "way"),
+    )
 
     def __init__(
-        self, request: EngineCoreRequest, admit: Admit, meter: RequestMeter, way: Way
+        self,
+        request: EngineCoreRequest,
+        admit: Admit,
+        admission: AdmissionRecord,
+        meter: RequestMeter,
+        way: Way,
     ) -> None:
         self.request = request
         self.admit = admit
+        self.admission = admission
         self.meter = meter
         self.way = way
         self.transcript = Transcript()
@@ -193,8 +202,10 @@ class FleetClient(EngineCoreClient):
             way = way_of(request, self._engines_ask)
             if way is Way.REPLAY:
                 make_repeatable(request, self._random)
-            meter = self._metrics.started(tenant, admit.request.prompt_tokens, time.monotonic())
-            owned = self._owned[request.request_id] = OwnedRequest(request, admit, meter, way)
+            admission = caller.admission
+            meter = self._metrics.started(tenant, admit.request.prompt_tokens, admission.arrived_s)
+            owned = OwnedRequest(request, admit, admission, meter, way)
+            self._owned[request.request_id] = owned
             self._watch.started(request, admit.request)
             try:
                 if self._fleet.num_up == 0:
@@ -265,7 +276,7 @@ class FleetClient(EngineCoreClient):
                 conversation=caller.conversation or request.session_id,
                 prompt_tokens=prompt_tokens,
                 max_output_tokens=max_output_tokens,
-                arrival_s=request.arrival_time,
+                arrival_s=time.time() - (time.monotonic() - caller.admission.arrived_s),
                 wishes=msgspec.structs.replace(caller.wishes, priority=request.priority),
                 # vLLM fills in what the model's length leaves where the sender sets no limit.
                 is_open_ended=prompt_tokens + max_output_tokens
@@ -284,7 +295,7 @@ class FleetClient(EngineCoreClient):
             request.sampling_params.extra_args = extra
 
     async def _send_somewhere(self, owned: OwnedRequest) -> None:
-        link, priority = await self._fleet.place(owned.admit)
+        link, priority = await self._fleet.place(owned.admit, owned.admission.in_line)
         owned.meter.placed(time.monotonic())
         request = owned.to_send()
         if self._owned.get(request.request_id) is not owned:

@@ -29,7 +29,7 @@ from scheduler.ledger import LedgerCheckpoint, ServiceLedger, Tokens
 from scheduler.line import WaitingLine
 from scheduler.output_lengths import OutputLengths
 from scheduler.policies.classes import class_of
-from scheduler.policies.policy import Policy, PolicyFactory
+from scheduler.policies.policy import Policy, PolicyFactory, keeps_turns
 from scheduler.pressure import FleetPressure, PressureGauge
 from scheduler.quotas import Quotas, Windows
 from scheduler.reports import EngineProgress, FinishedRequest, LiveRequest
@@ -141,6 +141,11 @@ class FleetScheduler:
             self._weigh(request)
         self._next_ranking_s = 0.0
         self._rank_if_due()
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Whether requests of one tenant and class always run in the order of their arrival."""
+        return keeps_turns(self._policy)
 
     def join(self, engine_id: str, capacity: EngineCapacity) -> None:
         """Take an engine in, or begin anew with one that is back.

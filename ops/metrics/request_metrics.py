@@ -206,7 +206,7 @@ class RequestMetrics(Collector):
         )
         yield self._histogram(
             "fastswitch_time_to_first_token_seconds",
-            "From a request's arrival at the engines' side of the gateway to its first token.",
+            "From a request's arrival at the gateway to its first token.",
             lambda tally: tally.ttft,
         )
         yield self._histogram(

@@ -77,6 +77,7 @@ class FairUser(BasePolicy):
     """
 
     name = "fair-user"
+    keeps_turns = True
 
     def __init__(
         self,

@@ -4,6 +4,9 @@ The fleet tells a policy what happens to requests, in the order in which it happ
 policy says how urgent each live request is. A policy has no clock, no randomness and no
 engines of its own: what it needs it is given.
 
+A policy may say ``keeps_turns = True``: then it never ranks a request before one that its tenant
+has sent earlier in the same class, and gateways do not read what is far behind in a tenant's row.
+
 A request is the same object from its arrival to its departure, and in between its ``note`` is the
 policy's: what it has to know of the request at each ranking is best kept there. One that moves to
 another engine arrives there, as another object under the same name, before it departs.
@@ -72,3 +75,8 @@ class Policy(Protocol):
 
 
 PolicyFactory = Callable[[ServiceWeights, TenantShares], Policy]
+
+
+def keeps_turns(policy: Policy) -> bool:
+    """Whether requests of one tenant and class always run in the order of their arrival."""
+    return getattr(policy, "keeps_turns", False)

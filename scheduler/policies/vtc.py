@@ -119,6 +119,7 @@ class VirtualTokenCounter:
     """
 
     name = "vtc"
+    keeps_turns = True
 
     def __init__(
         self,

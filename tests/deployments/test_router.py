@@ -239,7 +239,7 @@ async def test_past_an_engines_places_requests_wait_until_they_are_called(
         await call(Join(card("engine-a"), full()))
         for number in range(SEATS_AND_PLACES):
             assert isinstance(await call(admit(f"r{number}")), Placed)
-        assert [await call(admit(name)) for name in ("x", "y")] == [InLine(), InLine()]
+        assert [await call(admit(name)) for name in ("x", "y")] == [InLine(in_turn=True)] * 2
         assert (await snapshot(call))["totals"]["in_line"] == 2
 
         ended = FinishedRequest("r0", "acme", 100, 100, 5, "stop")

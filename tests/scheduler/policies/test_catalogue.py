@@ -6,12 +6,15 @@ from copy import copy
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.settings import FairnessSettings
 from scheduler.admission import Wishes
 from scheduler.errors import PolicyImportError, SchedulerError, UnknownPolicyError
 from scheduler.policies.catalogue import POLICIES, policy_factory
 from scheduler.policies.fcfs import FirstComeFirstServed
+from scheduler.policies.policy import keeps_turns
 from tests.scheduler.policies.stand_in import StandInEngine, advance, make_policy, make_request
 
 OPTIONS = FairnessSettings().policy_options()
@@ -54,6 +57,30 @@ def test_whoever_asks_is_served_in_the_end(name: str) -> None:
         assert all(priority >= 0 for priority in engine.policy.priorities(engine.live))
 
     assert engine.live == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in POLICIES if keeps_turns(make_policy(FairnessSettings(policy=name)))]
+)
+@given(events=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_a_policy_keeps_the_turns_that_it_says_it_keeps(
+    name: str, events: list[tuple[int, int]]
+) -> None:
+    """Whatever happens, no request of a tenant and class ranks before one that came earlier."""
+    engine = StandInEngine(make_policy(FairnessSettings(policy=name, quantum=50.0)), seats=2)
+    for number, (tenant, output_tokens) in enumerate(events):
+        if not output_tokens:
+            engine.step()
+            continue
+        wishes = Wishes(service_class="batch" if number % 3 else None)
+        engine.add(make_request(f"t{tenant}", max_output_tokens=output_tokens, wishes=wishes))
+        rows: dict[tuple[str, str | None], list[int]] = {}
+        ranked = zip(engine.live, engine.policy.priorities(engine.live), strict=True)
+        for request, priority in sorted(ranked, key=lambda pair: int(pair[0].request_id[1:])):
+            row = request.tenant, request.wishes.service_class
+            rows.setdefault(row, []).append(priority)
+        assert all(row == sorted(row) for row in rows.values())
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -110,6 +137,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 OWN = """
 from scheduler.policies.fcfs import FirstComeFirstServed
+from scheduler.policies.policy import keeps_turns
 
 class Own(FirstComeFirstServed):
     name = "own"
