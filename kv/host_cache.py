@@ -177,7 +177,7 @@ class HostCache:
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Let nobody find these blocks again; those that nobody needs are free at once."""
-        known = [block for block in blocks if self._keys[block] is not None]
+        known = [block for block in dict.fromkeys(blocks) if self._keys[block] is not None]
         if self._index:
             self._index.strike(known)
         for block in known:
@@ -207,8 +207,7 @@ class HostCache:
                 block = entry[2]
                 del self._block_by_key[self._keys[block]]
                 evicted.append(block)
-        if self._index:
-            self._index.strike(evicted)
+        # All that is free is taken next, so the index hears of these blocks with their new keys.
         self._free(evicted)
         self.num_evicted += len(evicted)
 

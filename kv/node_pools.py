@@ -73,7 +73,7 @@ def claim_pool(folder: Path, kind: str) -> PoolClaim:
     user, run = folder.parents[1], folder.parent
     for each in (user, run, folder):
         _make_private(each)
-    remove_leftovers(user.parent)
+    remove_leftovers(user.parent, own_run=run.name)
     found, num_refused = None, 0
     for pool in sorted(folder.glob("[!.]*")):
         if found is not None and pool.name.startswith(f"{kind}-"):
@@ -91,12 +91,16 @@ def claim_pool(folder: Path, kind: str) -> PoolClaim:
     return PoolClaim(pool, num_refused, lock)
 
 
-def remove_leftovers(shared_memory: Path = SHARED_MEMORY) -> None:
+def remove_leftovers(shared_memory: Path = SHARED_MEMORY, own_run: str = "") -> None:
     """Remove this user's pools of runs that are over; those that still have an owner stay."""
     user = _user_folder(shared_memory)
     with contextlib.suppress(OSError):
         for run in user.iterdir():
-            if _is_over(run.name) and not any(map(_has_owner, run.glob("*/*"))):
+            if (
+                run.name != own_run
+                and _is_over(run.name)
+                and not any(map(_has_owner, run.glob("*/*")))
+            ):
                 _remove(run, "of a run that is over")
         user.rmdir()  # if that was all
 
@@ -119,11 +123,14 @@ def _make_private(folder: Path) -> None:
 def _make_pool(folder: Path, kind: str) -> tuple[Path, int]:
     name = f"{kind}-{secrets.token_hex(4)}"
     unfinished = folder / f"{_UNFINISHED}{name}"
-    unfinished.mkdir(mode=0o700)
-    lock = _lock(unfinished)
-    assert lock is not None
-    # Under its name only once it has its owner: nobody takes it in between.
-    return unfinished.rename(folder / name), lock
+    try:
+        unfinished.mkdir(mode=0o700)
+        lock = _lock(unfinished)
+        assert lock is not None
+        # Under its name only once it has its owner: nobody takes it in between.
+        return unfinished.rename(folder / name), lock
+    except OSError as error:
+        raise SharedPoolError(str(folder), f"no pool can be made ({error.strerror})") from None
 
 
 def _lock(pool: Path) -> int | None:

@@ -71,6 +71,7 @@ class PoolFile:
 
     def close(self) -> None:
         """Let go of the file; what it holds stays for the next one."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping has a descriptor of its own
         os.close(self._descriptor)
 
     def _own(self) -> None:
