@@ -38,6 +38,7 @@ class PoolFile:
         """Raises SharedPoolError: somebody else has the file, or shared memory has no room."""
         self._path = path
         self._size = HEADER_BYTES + num_bytes
+        self._is_closed = False
         self._descriptor = _open_private(path)
         try:
             self._own()
@@ -70,7 +71,10 @@ class PoolFile:
         np.frombuffer(self._memory, dtype="<u8", count=1, offset=_LIFE_AT)[0] = life
 
     def close(self) -> None:
-        """Let go of the file; what it holds stays for the next one."""
+        """Let go of the file; what it holds stays for the next one. May be said twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping has a descriptor of its own
         os.close(self._descriptor)
 

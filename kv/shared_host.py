@@ -90,15 +90,15 @@ class OpenedIndex:
 
 def open_index(
     place: PoolPlace, facts: bytes, *, num_ranks: int, num_host_blocks: int, key_bytes: int
-) -> OpenedIndex:
-    """The index of a pool whose workers have all opened their part.
+) -> OpenedIndex | None:
+    """The index of a pool; None if a worker has not opened its part, and has said why.
 
     Raises:
-        SharedPoolError: a worker has not, or the pool cannot be had.
+        SharedPoolError: the pool cannot be had.
     """
     paths = [_rank_path(place.folder, rank) for rank in range(num_ranks)]
     if any(life_in(path) != place.life for path in paths):
-        raise SharedPoolError(str(place.folder), "a worker does not use it")
+        return None
     wanted = fingerprint(facts, num_ranks, num_host_blocks, key_bytes)
     file = PoolFile(place.folder / "index", wanted, index_bytes(num_host_blocks, key_bytes))
     index = PoolIndex(file.content, num_host_blocks, key_bytes)
@@ -123,7 +123,7 @@ def _check_has_room(folder: Path, num_bytes: int, already: int, host_kv_gib: flo
     if num_bytes > free:
         fitting_gib = host_kv_gib * free / num_bytes
         problem = (
-            f"{free / GIB:.2g} GiB of shared memory are free, so host_kv_gib could be at most "
-            f"{fitting_gib:.2g}, not {host_kv_gib:g}"
+            f"{free / GIB:.3g} GiB of shared memory are free, so host_kv_gib could be at most "
+            f"{fitting_gib:.3g}, not {host_kv_gib:g}"
         )
         raise SharedPoolError(str(folder), problem)

@@ -47,7 +47,6 @@ def kv_facts(config: VllmConfig) -> bytes:
         str(cache.cache_dtype),
         cache.block_size,
         parallel.tensor_parallel_size,
-        str(config.attention_config.backend),
         algorithm,
         resolve_none_hash_seed(get_hash_fn_by_name(algorithm)),
     )

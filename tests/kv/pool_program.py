@@ -39,6 +39,7 @@ def open_pool(folder: Path, life: int) -> tuple[SharedRows, OpenedIndex]:
     opened = open_index(
         place, FACTS, num_ranks=1, num_host_blocks=NUM_HOST_BLOCKS, key_bytes=KEY_BYTES
     )
+    assert opened is not None
     return rows, opened
 
 
