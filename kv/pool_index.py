@@ -46,7 +46,7 @@ class PoolIndex:
         joined = b"".join(key for key in keys if key is not None)
         self._keys[entered] = np.frombuffer(joined, dtype=np.uint8).reshape(len(entered), -1)
         self._ages[entered] = stamp
-        self._seals[entered] = self._seal(np.array(entered), np.uint64(stamp))
+        self._seals[entered] = self._seal(np.array(entered), np.full(len(entered), stamp))
         self._stamps[entered] = stamp
 
     def strike(self, blocks: Sequence[int]) -> None:
@@ -83,7 +83,7 @@ class PoolIndex:
     def _seal(self, blocks: np.ndarray, stamps: np.ndarray) -> np.ndarray:
         """A number that entries other than these are most unlikely to have."""
         words = self._keys[blocks].view("<u8")
-        seal = (blocks.astype("<u8") + np.uint64(1)) * _MIXED ^ stamps
+        seal = (blocks.astype("<u8") + np.uint64(1)) * _MIXED ^ stamps.astype("<u8")
         for column in range(words.shape[1]):
             seal = (seal ^ words[:, column]) * _MIXED
         return seal

@@ -106,6 +106,11 @@ def open_index(
     return OpenedIndex(index, held, file.is_refused, file)
 
 
+def room(folder: Path) -> int:
+    """Bytes of shared memory that are free where a pool lies."""
+    return shutil.disk_usage(folder).free
+
+
 def _rank_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}"
 
@@ -119,7 +124,7 @@ def _taken_bytes(path: Path) -> int:
 
 
 def _check_has_room(folder: Path, num_bytes: int, already: int, host_kv_gib: float) -> None:
-    free = max(shutil.disk_usage(folder).free + already - HEADER_BYTES, 0)
+    free = max(room(folder) + already - HEADER_BYTES, 0)
     if num_bytes > free:
         fitting_gib = host_kv_gib * free / num_bytes
         problem = (

@@ -165,8 +165,7 @@ def test_too_little_shared_memory_is_told_with_what_fits(
 ) -> None:
     """Before anything is taken of it."""
     num_bytes = 4096 + NUM_HOST_BLOCKS * 32
-    space = shared_host.shutil._ntuple_diskusage(0, 0, 4096 + num_bytes // 2)
-    monkeypatch.setattr(shared_host.shutil, "disk_usage", lambda _: space)
+    monkeypatch.setattr(shared_host, "room", lambda _: 4096 + num_bytes // 2)
 
     with pytest.raises(SharedPoolError, match=r"host_kv_gib could be at most 0.5, not 1"):
         rows_of(tmp_path)

@@ -358,10 +358,11 @@ def test_a_successor_offers_and_loads_what_its_predecessor_had(
     layers = kv_tensors()
     for layer in layers.values():
         layer[4], layer[5] = 4.5, 5.5
-    first = {"extra": in_pool(tmp_path, 1)}
+    first: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
     run_and_finish(start_worker(layers, **first), make(KVConnectorRole.SCHEDULER, **first))
 
-    empty, second = kv_tensors(), {"extra": in_pool(tmp_path, 2)}
+    empty = kv_tensors()
+    second: dict[str, Any] = {"extra": in_pool(tmp_path, 2)}
     worker = start_worker(empty, **second)
     scheduler = make(KVConnectorRole.SCHEDULER, **second)
     again = hashed_request("b", num_computed=64)
@@ -387,7 +388,7 @@ def test_what_is_of_no_use_is_not_taken_over(
     start_worker: StartWorker, tmp_path: Path, changes: dict[str, Any], num_refused: int
 ) -> None:
     """Nothing is offered of it, and only where it might have been of use is that counted."""
-    first = {"extra": in_pool(tmp_path, 1)}
+    first: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
     run_and_finish(start_worker(kv_tensors(), **first), make(KVConnectorRole.SCHEDULER, **first))
 
     second = {"extra": in_pool(tmp_path, 2), **changes}
@@ -409,8 +410,8 @@ def test_without_room_in_shared_memory_an_engine_has_host_memory_of_its_own(
     """It says so, counts it, and swaps as always."""
     logging.getLogger("kv.vllm_copying").disabled = False
     caplog.set_level(logging.WARNING, logger="kv.vllm_copying")
-    monkeypatch.setattr(shared_host.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000))
-    place = {"extra": in_pool(tmp_path, 1)}
+    monkeypatch.setattr(shared_host, "room", lambda _: 5000)
+    place: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
 
     worker = start_worker(kv_tensors(), **place)
     scheduler = make(KVConnectorRole.SCHEDULER, **place)

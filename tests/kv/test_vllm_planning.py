@@ -1,6 +1,7 @@
 """The connector beside the scheduler: what it offers, keeps, and plans for the workers."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
