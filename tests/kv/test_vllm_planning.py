@@ -19,7 +19,7 @@ def make(
     *, num_host_blocks: int = 64, is_prefix_caching: bool = True, **parts: bool
 ) -> SwapPlanning:
     return SwapPlanning(
-        SwapSettings(1.0, **parts),
+        replace(SwapSettings(1.0), **parts),
         num_host_blocks=num_host_blocks,
         block_tokens=BLOCK_TOKENS,
         is_prefix_caching=is_prefix_caching,
