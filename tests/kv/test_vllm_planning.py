@@ -16,7 +16,7 @@ BLOCK_TOKENS = 4
 
 
 def make(
-    *, num_host_blocks: int = 64, is_prefix_caching: bool = True, **parts: bool
+    *, num_host_blocks: int = 64, is_prefix_caching: bool = True, **parts: Any
 ) -> SwapPlanning:
     return SwapPlanning(
         replace(SwapSettings(1.0), **parts),
