@@ -67,7 +67,7 @@ class SharedRows:
             rows[: len(blocks)] = before[name]
         self._landings.note(blocks, stamps)
 
-    def is_ready(self) -> None:
+    def declare_ready(self) -> None:
         """From now on copies land here."""
         self._file.name_life(self._life)
 

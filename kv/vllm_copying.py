@@ -6,6 +6,7 @@ blocks survive the way there and back.
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -62,23 +63,25 @@ def make_swap_manager(
     if identity is not None:
         facts = fingerprint(identity.facts, _how_it_lies(kv_caches))
         shared = _shared_rows(settings, identity.rank, facts, device, num_host_blocks)
-    if shared is None:
+    if shared is not None:
+        host = shared.rows
+        if is_cuda:
+            pin(shared.memory)
+    else:
         # This worker's part alone: what another has taken is no longer free.
         num_bytes = num_host_blocks * block_bytes(kv_cache_config)
         check_fits(settings.host_kv_gib, num_bytes, free_bytes())
         host = allocate(device, num_host_blocks, is_pinned=is_cuda)
-    else:
-        host = shared.rows
-        if is_cuda:
-            pin(shared.memory)
     copier = _make_copier(settings, device, host, is_cuda=is_cuda)
-    sizes = {"num_blocks": kv_cache_config.num_blocks, "num_host_blocks": num_host_blocks}
-    if shared is None:
-        check_round_trip(copier, kv_caches, **sizes)
-        return SwapManager(copier, has_threads=settings.threads)
-    with shared.trial(MOST_SENT):
-        check_round_trip(copier, kv_caches, **sizes)
-    shared.is_ready()
+    with shared.trial(MOST_SENT) if shared else nullcontext():
+        check_round_trip(
+            copier,
+            kv_caches,
+            num_blocks=kv_cache_config.num_blocks,
+            num_host_blocks=num_host_blocks,
+        )
+    if shared is not None:
+        shared.declare_ready()
     return SwapManager(copier, has_threads=settings.threads, record=shared)
 
 

@@ -35,7 +35,7 @@ def open_pool(folder: Path, life: int) -> tuple[SharedRows, OpenedIndex]:
     """As an engine does at its start: the worker first, then the planner."""
     place = PoolPlace(folder, life)
     rows = SharedRows(place, 0, FACTS, device_rows(), NUM_HOST_BLOCKS, host_kv_gib=0.01)
-    rows.is_ready()
+    rows.declare_ready()
     opened = open_index(
         place, FACTS, num_ranks=1, num_host_blocks=NUM_HOST_BLOCKS, key_bytes=KEY_BYTES
     )

@@ -58,7 +58,7 @@ def landed(blocks: list[int], stamp: int) -> BlockCopies:
 def left_behind(folder: Path, blocks: list[int]) -> None:
     """A pool with one worker that holds something in ``blocks``, and whose owner has died."""
     rows = rows_of(folder)
-    rows.is_ready()
+    rows.declare_ready()
     index = opened(folder)
     index.index.enter(blocks, KEYS[: len(blocks)], 100)
     for block in blocks:
@@ -101,7 +101,7 @@ def test_a_successor_finds_keys_and_bytes_where_they_were(tmp_path: Path) -> Non
     left_behind(tmp_path, [5, 2])
 
     rows = rows_of(tmp_path, life=2)
-    rows.is_ready()
+    rows.declare_ready()
     index = opened(tmp_path, life=2)
 
     assert sorted(index.held) == [(2, KEYS[1]), (5, KEYS[0])]
@@ -112,7 +112,7 @@ def test_blocks_that_are_written_by_way_of_trial_are_not_found(tmp_path: Path) -
     """A crash in the middle of the trial costs these, and no others."""
     left_behind(tmp_path, [0, 7])
     rows = rows_of(tmp_path, life=2)
-    rows.is_ready()
+    rows.declare_ready()
 
     with rows.trial(3):
         assert held_after(tmp_path) == [(7, KEYS[1])]
@@ -126,7 +126,7 @@ def test_blocks_are_as_they_were_after_their_trial(tmp_path: Path) -> None:
     with rows.trial(3):
         for layer in rows.rows.values():
             layer[:3] = 99
-    rows.is_ready()
+    rows.declare_ready()
 
     assert sorted(held_after(tmp_path)) == [(0, KEYS[0]), (7, KEYS[1])]
     assert all((layer[0] == 1).all() for layer in rows.rows.values())
@@ -144,7 +144,7 @@ def test_kv_of_another_kind_is_refused(tmp_path: Path) -> None:
     left_behind(tmp_path, [3])
 
     rows = rows_of(tmp_path, life=2, facts=b"another model")
-    rows.is_ready()
+    rows.declare_ready()
 
     assert not any(layer.any() for layer in rows.rows.values())
     assert held_after(tmp_path) == []
@@ -153,7 +153,7 @@ def test_kv_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_every_worker_must_be_there(tmp_path: Path) -> None:
     """A planner whose worker has memory of its own finds nothing in what the last one left."""
     for rank in range(2):
-        rows_of(tmp_path, rank).is_ready()
+        rows_of(tmp_path, rank).declare_ready()
     assert opened(tmp_path, num_ranks=2).held == []
 
     assert open_planner(tmp_path, life=2, num_ranks=2) is None
