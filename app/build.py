@@ -89,6 +89,7 @@ def build(args: AppArgs) -> Application:
         host=args.peer_host,
         metrics=metrics,
         drain_s=args.drain_s,
+        has_node_cache=args.node_cache,
     )
     return _deployment(
         "Gateway",

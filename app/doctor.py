@@ -133,13 +133,16 @@ def check_memory(available_bytes: int, needed_bytes: int) -> Finding:
 
 
 def check_shared_memory(space: Space | None) -> Finding:
-    """Shared memory, where Ray's object store and the engines' queues live."""
+    """Shared memory, where Ray's object store and the engines' queues and host copies live."""
     if space is None:
         return _fail("shared memory", "missing", "mount it: `mount -t tmpfs shm /dev/shm`")
+    args = AppArgs.model_validate({})
+    wanted = GIB + int(args.replicas * args.host_kv_gib * GIB)
     found = f"{_gib(space.free)} free of {_gib(space.total)}"
-    if space.free < GIB:
+    if space.free < wanted:
         fix = (
-            "in a container: `docker run --shm-size=2g` (Kubernetes: an emptyDir of medium Memory)"
+            f"in a container: `docker run --shm-size={-(-wanted // GIB)}g` (Kubernetes: an "
+            "emptyDir of medium Memory); else the KV of an engine that dies is lost with it"
         )
         return _warn("shared memory", found, fix)
     return _ok("shared memory", found)

@@ -1,7 +1,8 @@
 """A Ray cluster of this machine alone, for ``fastswitch serve``: started, and stopped whole.
 
 Owns the environment that Ray and Serve start with and the end of everything that was started,
-HAProxy included. A cluster that others run is never touched: that one gets ``serve deploy``.
+HAProxy and what engines had in shared memory included. A cluster that others run is never
+touched: that one gets ``serve deploy``.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import psutil
 
 from app.errors import RayStartError
 from app.ports import free_port
+from kv.node_pools import remove_leftovers
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing of ours passes through it
@@ -125,6 +127,7 @@ def _stop(run_folder: Path) -> None:
     # No farewell to Serve: it would drain for seconds what nobody can read any more.
     ray.shutdown()
     _end(started)
+    remove_leftovers()
     shutil.rmtree(run_folder, ignore_errors=True)
 
 

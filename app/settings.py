@@ -331,6 +331,11 @@ class AppArgs(_Settings):
         ge=0,
         description="Host memory per engine for switched-out KV; 0 recomputes instead.",
     )
+    node_cache: bool = Field(
+        default=True,
+        description="That host memory lies in the node's shared memory (/dev/shm) and outlives an "
+        "engine that dies: its successor goes on with the KV that is in there.",
+    )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="More of vLLM's engine arguments, by their names."
     )

@@ -29,7 +29,8 @@ REPLICA_CLIENT = 0  # the replica is its engine's client 0; gateways draw theirs
 class EngineOrder(msgspec.Struct, frozen=True):
     """One engine to start. ``engine_args`` are vLLM's AsyncEngineArgs by name.
 
-    ``card_fd`` is the open pipe on which the parent waits for the ``EngineCard``.
+    ``card_fd`` is the open pipe on which the parent waits for the ``EngineCard``. Where
+    ``pools_folder`` is named, the engine's host memory lies in there and may outlive it.
     """
 
     engine_id: str
@@ -39,6 +40,7 @@ class EngineOrder(msgspec.Struct, frozen=True):
     outlets: Outlets = Outlets()
     application: str = ""  # named only where there are outlets
     has_vllm_metrics: bool = False
+    pools_folder: str = ""
     client_silence_s: float = 15.0  # a gateway says hello every second; after this its requests end
 
 

@@ -36,8 +36,9 @@ from deployments.engine_order import (
 from deployments.engine_process import STOP_S, EngineProcess
 from deployments.errors import EngineStalledError, RouterAwayError
 from deployments.messages import Drain, EngineCard, Join, Leave, Orders, Report
-from deployments.node import application_name, new_engine_id, node_address
+from deployments.node import application_name, new_engine_id, node_address, node_life
 from deployments.router_link import RouterHandle, RouterLink
+from kv.node_pools import application_folder
 from ops.metrics.outlet import Outlet, process_registry
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import Group
@@ -68,6 +69,8 @@ class EngineReplica:
         host: str | None = None,
         metrics: MetricsPlan = PLAIN_PLAN,
         drain_s: float = 0.0,
+        *,
+        has_node_cache: bool = False,
     ) -> None:
         self._router = RouterLink(router)
         self._engine_args = dict(engine_args)
@@ -76,6 +79,7 @@ class EngineReplica:
         self._drain_s = drain_s
         self._host = host
         self._plan = metrics
+        self._has_node_cache = has_node_cache
         self._engine_id = new_engine_id()
         self._metrics = ReplicaMetrics(self._engine_id)
         self._outlet: Outlet | None = None
@@ -175,7 +179,13 @@ class EngineReplica:
             application=application_name() if outlets.is_any else "",
             # Outlet or not: gateways time requests by what an engine that counts tells with them.
             has_vllm_metrics=self._plan.has_vllm,
+            pools_folder=self._pools_folder(),
         )
+
+    def _pools_folder(self) -> str:
+        if not self._has_node_cache:
+            return ""
+        return str(application_folder(node_life(), application_name()))
 
     def _open_outlet(self, order: EngineOrder) -> None:
         registry = process_registry(self._metrics)

@@ -1,9 +1,12 @@
 """Facts about the node a process runs on, from Ray."""
 
+import os
 import secrets
 
 import ray
 from ray import serve
+
+from kv.node_pools import life_of
 
 
 def node_address() -> str:
@@ -17,6 +20,11 @@ def node_address() -> str:
 def application_name() -> str:
     """The Serve application that this replica is part of."""
     return serve.get_replica_context().app_name
+
+
+def node_life() -> str:
+    """Names the time for which Ray's processes on this node belong together: its raylet's life."""
+    return life_of(os.getppid())  # which starts all of Ray's workers itself
 
 
 def new_router_id() -> str:

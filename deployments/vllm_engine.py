@@ -43,6 +43,7 @@ from deployments.engine_order import (
     EngineOrder,
     Exchange,
 )
+from deployments.engine_pool import engine_pool
 from deployments.messages import EngineCard
 from deployments.vllm_metrics import EngineStats
 from kv.vllm_copying import block_bytes
@@ -270,7 +271,11 @@ def unknown_engine_args(settings: Mapping[str, Any]) -> list[str]:
 
 def run(order: EngineOrder) -> None:
     """Build the engine, tell the parent where it listens, and step until told to stop."""
-    vllm_config = make_engine_args(order.engine_args).create_engine_config()
+    with engine_pool(order) as settings:
+        _run(order, make_engine_args(settings).create_engine_config())
+
+
+def _run(order: EngineOrder, vllm_config: VllmConfig) -> None:
     core = ListeningEngineCore(order, vllm_config)
 
     def stop(_signal: int, _frame: Any) -> None:

@@ -5,6 +5,7 @@ KVError
 ├── BlockNotTakenError     a block is given back that nobody has taken
 ├── HostMemorySizeError    the host memory asked for holds no block, or does not fit the machine
 ├── ConnectorSettingError  the connector's settings are not what it understands
+├── SharedPoolError        host memory that outlives its engine cannot be had, or is not ours
 ├── KVLayoutError          the engine's KV tensors do not lie in memory as it says they do
 └── RoundTripError         a block came back from host memory changed
 """
@@ -56,6 +57,17 @@ class ConnectorSettingError(KVError):
 
     def __str__(self) -> str:
         return f"kv_connector_extra_config, {self.setting!r}: {self.problem}"
+
+
+class SharedPoolError(KVError):
+    """A pool in shared memory cannot be made, or lies where it must not be trusted."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(place, problem)
+        self.place, self.problem = place, problem
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
 
 
 class KVLayoutError(KVError):

@@ -8,11 +8,12 @@ LoRA: equal keys mean equal KV, whoever computed it. After the KV cache reuse of
 
 import heapq
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kv.errors import OutOfBlocksError
 
 Key = Hashable
+_LONG_AGO = -(1 << 62)  # before every generation
 
 
 class BlockPool(Protocol):
@@ -28,17 +29,30 @@ class BlockPool(Protocol):
     def give(self, blocks: Iterable[int]) -> None: ...
 
 
+class Index(Protocol):
+    """What a successor may know of the blocks that can be found: ``kv.pool_index``."""
+
+    first_stamp: int
+
+    def enter(self, blocks: Sequence[int], keys: Sequence[Any], stamp: int) -> None: ...
+
+    def strike(self, blocks: Sequence[int]) -> None: ...
+
+    def age(self, blocks: Sequence[int], newest: int) -> None: ...
+
+
 class HostCache:
     """Blocks of host memory, each free, *needed* or *spare*.
 
     A needed block is relied upon by at least one request whose KV is nowhere else. Spare ones are
     overwritten when room is needed: first those of the worst priority (the highest number), among
-    these the one unused for longest.
+    these the one unused for longest. An ``index`` has a block's key while the block can be found.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, index: Index | None = None) -> None:
         self.num_evicted = 0
         self._pool = pool
+        self._index = index
         self._keys: list[Key | None] = [None] * pool.num_blocks
         self._block_by_key: dict[Key, int] = {}
         self._num_needing = [0] * pool.num_blocks
@@ -47,7 +61,8 @@ class HostCache:
         self._ages = [0] * pool.num_blocks  # when last used, in uses; 0: the block is free
         self._puts = [0] * pool.num_blocks  # in which generation its content was put
         self._generation = 0
-        self._clock = 0
+        self._clock = index.first_stamp if index else 0
+        self.last_stamp = self._clock  # of all that the last put has put
         # Worst first; an entry counts only while it has its block's present age.
         self._spares: list[tuple[int, int, int]] = []
 
@@ -88,6 +103,9 @@ class HostCache:
         self._num_needed += len(blocks)
         # How they rank among others is settled when nobody needs them any more.
         self._clock += 1
+        self.last_stamp = self._clock
+        if self._index:
+            self._index.enter(blocks, keys, self._clock)
         for block, key in zip(blocks, keys, strict=True):
             self._keys[block] = key
             if key is not None:
@@ -96,6 +114,21 @@ class HostCache:
             self._num_needing[block] = 1
             self._ages[block] = self._clock
         return blocks
+
+    def adopt(self, held: Sequence[tuple[int, Key]], priority: int) -> None:
+        """Begin with what the index's last owner has left: blocks and keys, the oldest first.
+
+        Nothing may have been put before.
+        """
+        blocks = [block for block, _ in held]
+        adopted = set(blocks)
+        everything = self._pool.take(self._pool.num_blocks)
+        self._pool.give([block for block in everything if block not in adopted])
+        for block, key in held:
+            self._keys[block] = key
+            self._block_by_key[key] = block
+            self._puts[block] = _LONG_AGO
+        self.use(blocks[::-1], priority)
 
     def num_yielding_to(self, priority: int, *, at_most: int) -> int:
         """How many blocks, up to ``at_most``, are free or spare and of worse priority."""
@@ -139,16 +172,19 @@ class HostCache:
             self._priorities[block] = priority
             if not self._num_needing[block]:
                 self._list_as_spare(block)
+        if self._index:
+            self._index.age(blocks, self._clock)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Let nobody find these blocks again; those that nobody needs are free at once."""
-        for block in blocks:
-            key = self._keys[block]
-            if key is not None:
-                del self._block_by_key[key]
-                self._keys[block] = None
-                if not self._num_needing[block]:
-                    self._free([block])
+        known = [block for block in dict.fromkeys(blocks) if self._keys[block] is not None]
+        if self._index:
+            self._index.strike(known)
+        for block in known:
+            del self._block_by_key[self._keys[block]]
+            self._keys[block] = None
+            if not self._num_needing[block]:
+                self._free([block])
 
     def end_generation(self) -> None:
         """What is put from now on is younger than all there is."""
@@ -171,6 +207,7 @@ class HostCache:
                 block = entry[2]
                 del self._block_by_key[self._keys[block]]
                 evicted.append(block)
+        # All that is free is taken next, so the index hears of these blocks with their new keys.
         self._free(evicted)
         self.num_evicted += len(evicted)
 

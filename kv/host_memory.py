@@ -1,4 +1,4 @@
-"""Host memory for KV: how much the machine can spare, and its allocation."""
+"""Host memory for KV: how much the machine can spare, its allocation, and rows cut out of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,11 +56,32 @@ def allocate(
         rows[name].zero_()
         if is_pinned:
             # Not pin_memory=True: that rounds up to the next power of two.
-            _pin(rows[name])
+            pin(rows[name])
     return rows
 
 
-def _pin(tensor: torch.Tensor) -> None:
+def rows_in(
+    memory: torch.Tensor, device_rows: Mapping[str, torch.Tensor], num_host_blocks: int
+) -> dict[str, torch.Tensor]:
+    """The same as ``allocate`` within ``memory`` of ``rows_bytes`` bytes, whose content stays."""
+    rows, start = {}, 0
+    for name, device in device_rows.items():
+        end = start + num_host_blocks * device.shape[1]
+        rows[name] = memory[start:end].view(num_host_blocks, device.shape[1])
+        start = end
+    return rows
+
+
+def rows_bytes(device_rows: Mapping[str, torch.Tensor], num_host_blocks: int) -> int:
+    return num_host_blocks * sum(device.shape[1] for device in device_rows.values())
+
+
+def pin(tensor: torch.Tensor) -> None:
+    """Lock memory for the GPU's copies, as it lies.
+
+    Raises:
+        HostMemorySizeError: the driver refuses.
+    """
     failure = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
     if failure.value:
         problem = f"the GPU's driver refused to pin {tensor.nbytes} bytes (CUDA error {failure})"

@@ -44,6 +44,8 @@ class SwapTotals:
     load_waits_100ms: int = 0
     load_waits_1s: int = 0
     load_wait_s: float = 0.0
+    adopted_blocks: int = 0
+    refused_pools: int = 0
 
     def add_load_wait(self, seconds: float) -> None:
         self.load_waits += 1
@@ -101,6 +103,11 @@ class SwapPlanner:
     def num_host_blocks_used(self) -> int:
         """Blocks that a swapped-out request relies on; what else is held can be overwritten."""
         return self._cache.num_needed
+
+    def adopt(self, held: Sequence[tuple[int, Key]]) -> None:
+        """Begin with the copies that an engine before this one has left, the oldest first."""
+        self._cache.adopt(held, _FINISHED)
+        self.totals.adopted_blocks = len(held)
 
     def num_kept_tokens(self, request_id: str) -> int:
         kept = self._kept.get(request_id)
@@ -287,7 +294,9 @@ class SwapPlanner:
         )
         for index, target in zip(missing, targets, strict=True):
             host_blocks[index] = target
-        self._copies.append(BlockCopies(Direction.OUT, urgency, source, targets))
+        self._copies.append(
+            BlockCopies(Direction.OUT, urgency, source, targets, stamp=self._cache.last_stamp)
+        )
         self.totals.blocks_out += len(targets)
         return len(targets)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from threading import Condition, Lock, Thread
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from kv.copier import Copier
 from kv.runs import describe
@@ -90,11 +90,28 @@ class SwapReport:
         )
 
 
+class Record(Protocol):
+    """Keeps what host memory holds for those who come after this process."""
+
+    def note(self, copies: BlockCopies) -> None:
+        """A copy out is whole; told before any other into the same blocks begins."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class SwapManager:
     """The copies of one worker, submitted step by step by the engine's thread."""
 
-    def __init__(self, copier: Copier, *, has_threads: bool = True) -> None:
+    def __init__(
+        self,
+        copier: Copier,
+        *,
+        has_threads: bool = True,
+        record: Record | None = None,
+    ) -> None:
         self._copier = copier
+        self._record = record
         self._lock = Lock()
         self._progress = Condition(self._lock)  # a copy has begun or landed
         # One per direction: waking a thread for nothing takes the time of the one that works.
@@ -166,6 +183,8 @@ class SwapManager:
                 condition.notify()
         for thread in self._threads:
             thread.join()
+        if self._record:
+            self._record.close()
 
     # --- with the lock held -----------------------------------------------------------------
 
@@ -292,6 +311,8 @@ class SwapManager:
                 job.state = _State.BEGUN
                 self._progress.notify_all()
             self._copier.finish(job.ticket)
+            if self._record and copies.direction is Direction.OUT:
+                self._record.note(copies)
         except Exception:
             logger.exception(
                 "Copying %d blocks %s failed; they will be recomputed",

@@ -29,7 +29,8 @@ class Urgency(IntEnum):
 class BlockCopies:
     """Whole blocks to copy: ``device_blocks[i]`` to or from ``host_blocks[i]``.
 
-    No block is a target twice. ``request_id`` is the request that is told when it has landed.
+    No block is a target twice. ``request_id`` is the request that is told when it has landed,
+    ``stamp`` what tells this copy out from all others into the same blocks.
     """
 
     direction: Direction
@@ -37,6 +38,7 @@ class BlockCopies:
     device_blocks: list[int]
     host_blocks: list[int]
     request_id: str | None = None
+    stamp: int = 0
 
     def __len__(self) -> int:
         return len(self.device_blocks)

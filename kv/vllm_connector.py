@@ -8,7 +8,7 @@ private name leaned on is pinned by ``tests/kv/test_vllm_contract.py``.
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,14 +27,16 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from kv.errors import HostMemorySizeError
+from kv.errors import HostMemorySizeError, SharedPoolError
 from kv.host_memory import GIB
 from kv.settings import SwapSettings
+from kv.shared_host import OpenedIndex, open_index
 from kv.swap import SwapTotals
 from kv.swap_manager import SwapManager, SwapReport
 from kv.swap_plan import SwapPlan
-from kv.vllm_copying import block_bytes, make_swap_manager
+from kv.vllm_copying import WorkerIdentity, block_bytes, make_swap_manager
 from kv.vllm_free_queue import exchange_free_queue
+from kv.vllm_identity import key_bytes, kv_facts, why_not_shareable
 from kv.vllm_planning import SwapPlanning
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         self._num_host_blocks = 0 if why_not else self._count_host_blocks()
         if why_not and role is KVConnectorRole.SCHEDULER:
             logger.warning("Preempted requests will be recomputed, not swapped: %s", why_not)
+        if not self._can_outlive(role):
+            self._settings = replace(self._settings, pool=None)
         # Beside the scheduler host memory is planned; a worker is told which blocks to use.
         self._planning: SwapPlanning | None = None
         if self._num_host_blocks and role is KVConnectorRole.SCHEDULER:
@@ -83,6 +87,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
                 num_host_blocks=self._num_host_blocks,
                 block_tokens=vllm_config.cache_config.block_size,
                 is_prefix_caching=vllm_config.cache_config.enable_prefix_caching,
+                opened=self._open_index(),
             )
         self._manager: SwapManager | None = None
         self._report = SwapReport()
@@ -204,6 +209,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
                 kv_caches,
                 self._kv_cache_config,
                 num_host_blocks=self._num_host_blocks,
+                identity=self._identity() if self._settings.pool else None,
             )
 
     def handle_preemptions(self, kv_connector_metadata: SwapMetadata) -> None:
@@ -239,6 +245,38 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._manager:
             self._manager.close()
+        if self._planning:
+            self._planning.close()
+
+    # --- host memory that outlives the engine --------------------------------------------------
+
+    def _can_outlive(self, role: KVConnectorRole) -> bool:
+        if self._settings.pool is None or not self._settings.reuse or not self._num_host_blocks:
+            return False
+        why_not = why_not_shareable(self._vllm_config)
+        if why_not and role is KVConnectorRole.SCHEDULER:
+            logger.warning("KV in host memory will end with this engine: %s", why_not)
+        return why_not is None
+
+    def _identity(self) -> WorkerIdentity:
+        rank = self._vllm_config.parallel_config.rank
+        return WorkerIdentity(rank, kv_facts(self._vllm_config))
+
+    def _open_index(self) -> OpenedIndex | None:
+        """The pool's index; the workers, which come first, have opened the rest."""
+        if self._settings.pool is None:
+            return None
+        try:
+            return open_index(
+                self._settings.pool,
+                kv_facts(self._vllm_config),
+                num_ranks=self._vllm_config.parallel_config.world_size,
+                num_host_blocks=self._num_host_blocks,
+                key_bytes=key_bytes(self._vllm_config),
+            )
+        except SharedPoolError as error:
+            logger.warning("KV in host memory will end with this engine: %s", error)
+            return None
 
     # --- both ----------------------------------------------------------------------------------
 

@@ -4,17 +4,33 @@ Owns finding where the engine's KV lies, the host memory to match, and proving a
 blocks survive the way there and back.
 """
 
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from kv.copier import BlockwiseCopier, Copier, CpuCopier
-from kv.host_memory import allocate, check_fits, free_bytes
+from kv.errors import SharedPoolError
+from kv.host_memory import allocate, check_fits, free_bytes, pin
 from kv.layout import Placement, block_rows
-from kv.selftest import check_round_trip
+from kv.pool_file import fingerprint
+from kv.selftest import MOST_SENT, check_round_trip
 from kv.settings import SwapSettings
+from kv.shared_host import SharedRows
 from kv.swap_manager import SwapManager
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Which of the engine's workers this is, and what its KV depends on."""
+
+    rank: int
+    facts: bytes
 
 
 def block_bytes(kv_cache_config: KVCacheConfig) -> int:
@@ -30,8 +46,11 @@ def make_swap_manager(
     kv_cache_config: KVCacheConfig,
     *,
     num_host_blocks: int,
+    identity: WorkerIdentity | None = None,
 ) -> SwapManager:
     """Allocate host memory to match the engine's KV, and prove that blocks survive it.
+
+    With an ``identity`` it lies in the settings' pool, where that can be had.
 
     Raises:
         HostMemorySizeError: the machine has too little memory.
@@ -39,19 +58,54 @@ def make_swap_manager(
         RoundTripError: a block came back from host memory changed.
     """
     is_cuda = next(iter(kv_caches.values())).is_cuda
-    # This worker's part alone: what another has taken is no longer free.
-    num_bytes = num_host_blocks * block_bytes(kv_cache_config)
-    check_fits(settings.host_kv_gib, num_bytes, free_bytes())
     device = _device_rows(kv_caches, kv_cache_config)
-    host = allocate(device, num_host_blocks, is_pinned=is_cuda)
+    shared = None
+    if identity is not None:
+        facts = fingerprint(identity.facts, _how_it_lies(kv_caches))
+        shared = _shared_rows(settings, identity.rank, facts, device, num_host_blocks)
+    if shared is not None:
+        host = shared.rows
+        if is_cuda:
+            pin(shared.memory)
+    else:
+        # This worker's part alone: what another has taken is no longer free.
+        num_bytes = num_host_blocks * block_bytes(kv_cache_config)
+        check_fits(settings.host_kv_gib, num_bytes, free_bytes())
+        host = allocate(device, num_host_blocks, is_pinned=is_cuda)
     copier = _make_copier(settings, device, host, is_cuda=is_cuda)
-    check_round_trip(
-        copier,
-        kv_caches,
-        num_blocks=kv_cache_config.num_blocks,
-        num_host_blocks=num_host_blocks,
-    )
-    return SwapManager(copier, has_threads=settings.threads)
+    with shared.trial(MOST_SENT) if shared else nullcontext():
+        check_round_trip(
+            copier,
+            kv_caches,
+            num_blocks=kv_cache_config.num_blocks,
+            num_host_blocks=num_host_blocks,
+        )
+    if shared is not None:
+        shared.declare_ready()
+    return SwapManager(copier, has_threads=settings.threads, record=shared)
+
+
+def _shared_rows(
+    settings: SwapSettings,
+    rank: int,
+    facts: bytes,
+    device: Mapping[str, torch.Tensor],
+    num_host_blocks: int,
+) -> SharedRows | None:
+    assert settings.pool is not None
+    try:
+        return SharedRows(settings.pool, rank, facts, device, num_host_blocks, settings.host_kv_gib)
+    except SharedPoolError as error:
+        logger.warning("KV in host memory will end with this engine: %s", error)
+        return None
+
+
+def _how_it_lies(kv_caches: Mapping[str, torch.Tensor]) -> list[tuple[str, object, object, str]]:
+    """The order of bytes in a block, as far as tensors tell."""
+    return [
+        (name, tuple(layer.shape[1:]), layer.stride(), str(layer.dtype))
+        for name, layer in kv_caches.items()
+    ]
 
 
 def _device_rows(

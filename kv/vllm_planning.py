@@ -15,6 +15,7 @@ from vllm.v1.request import Request
 from kv.block_groups import BlockGroupPool
 from kv.host_cache import HostCache, Key
 from kv.settings import SwapSettings
+from kv.shared_host import OpenedIndex
 from kv.single_blocks import SingleBlockPool
 from kv.swap import RequestKV, SwapPlanner, SwapTotals
 from kv.swap_manager import SwapReport
@@ -45,10 +46,19 @@ class SwapPlanning:
         num_host_blocks: int,
         block_tokens: int,
         is_prefix_caching: bool,
+        opened: OpenedIndex | None = None,
     ) -> None:
+        """``opened`` is the index of a pool that may outlive this engine."""
         make_pool = BlockGroupPool if settings.groups else SingleBlockPool
-        cache = HostCache(make_pool("host", num_host_blocks))
+        pool = make_pool("host", num_host_blocks)
+        cache = HostCache(pool, opened.index if opened else None)
         self._planner = SwapPlanner(cache, block_tokens, reuse=settings.reuse)
+        self._opened = opened
+        if opened:
+            self._planner.adopt(opened.held)
+        self.totals.refused_pools = settings.refused_pools + (
+            opened.is_refused if opened else settings.pool is not None
+        )
         self._settings = settings
         self._block_tokens = block_tokens
         self._is_prefix_caching = is_prefix_caching
@@ -72,6 +82,11 @@ class SwapPlanning:
     @property
     def num_host_blocks_used(self) -> int:
         return self._planner.num_host_blocks_used
+
+    def close(self) -> None:
+        """Let go of the pool; what it holds stays."""
+        if self._opened:
+            self._opened.file.close()
 
     # --- leaving ------------------------------------------------------------------------------
 

@@ -68,6 +68,8 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     pins_released: int = 0  # of them, those that made way for requests that run or wait
     pinned_blocks: int = 0  # now; they count as free
     wasted_block_s: float = 0.0  # blocks of the wasted, times the seconds each was pinned
+    adopted_blocks: int = 0  # found at the start in host memory that a dead engine had left
+    refused_pools: int = 0  # such memory that was not, or could not be, used
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):

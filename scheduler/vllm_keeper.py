@@ -35,6 +35,8 @@ class SwapTotals(Protocol):
     load_waits_100ms: int
     load_waits_1s: int
     load_wait_s: float
+    adopted_blocks: int
+    refused_pools: int
 
 
 @runtime_checkable

@@ -221,6 +221,25 @@ _ENGINE_FAMILIES = (
         (_Series(_switch("evicted_blocks")),),
     ),
     _Family(
+        "fastswitch_engine_adopted_blocks",
+        "KV blocks that an engine has found in the host memory of one before it that died.",
+        CounterMetricFamily,
+        (_Series(_switch("adopted_blocks")),),
+    ),
+    _Family(
+        "fastswitch_engine_adopted_bytes",
+        "Bytes of these blocks.",
+        CounterMetricFamily,
+        (_Series(_bytes("adopted_blocks")),),
+    ),
+    _Family(
+        "fastswitch_engine_refused_host_pools",
+        "Host memory that was to outlive its engine and was of no use: of another model, version "
+        "or size, damaged, not this user's alone, or more than shared memory has room for.",
+        CounterMetricFamily,
+        (_Series(_switch("refused_pools")),),
+    ),
+    _Family(
         "fastswitch_engine_lost_copies",
         "Swapped-out requests that lost KV in that way and compute it again.",
         CounterMetricFamily,

@@ -145,12 +145,14 @@ def test_settings_reach_whom_they_are_for(model: str) -> None:
         continuation_timeout_s=7.0,
         exchange_s=0.2,
         peer_host="127.0.0.1",
+        node_cache=False,
         metrics=MetricsSettings(push_url="http://pushgateway:9091", push_s=5, max_tenants=7),
     )
     made = {name: each.init_kwargs for name, each in deployments(args).items()}
 
     assert made["Router"]["host"] == made["Engine"]["host"] == "127.0.0.1"
     assert made["Engine"]["exchange_s"] == 0.2
+    assert made["Engine"]["has_node_cache"] is False
     plans = [made[name]["metrics"] for name in ("Router", "Engine", "Gateway")]
     assert [plan.outlets.push for plan in plans] == 3 * [PushTarget("http://pushgateway:9091", 5)]
     assert plans[0].max_tenants == 7

@@ -76,6 +76,7 @@ def test_a_healthy_machine_has_no_remarks() -> None:
         ({"available_bytes": 2 * GIB}, "memory", Verdict.FAIL),
         ({"shared_memory": None}, "shared memory", Verdict.FAIL),
         ({"shared_memory": Space(Path("s"), 2**26, 2**26)}, "shared memory", Verdict.WARN),
+        ({"shared_memory": Space(Path("s"), 2**31, 2**31)}, "shared memory", Verdict.WARN),
         ({"open_files": 1024}, "open files", Verdict.WARN),
         ({"port": Port(8000, is_free=False)}, "port 8000", Verdict.FAIL),
         ({"ray_folder": Space(Path("/t"), 10 * GIB, 0)}, "disk /t", Verdict.FAIL),

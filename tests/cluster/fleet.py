@@ -20,6 +20,7 @@ class Switches(msgspec.Struct):
     recomputed_tokens: int
     pins: int
     pin_hits: int
+    adopted_blocks: int
 
 
 class Engine(msgspec.Struct):

@@ -17,6 +17,7 @@ from time import monotonic, sleep
 import psutil
 
 from app.ports import free_port, is_port_free
+from kv.node_pools import application_folder, life_of
 
 HOST = "127.0.0.1"
 FASTSWITCH = Path(sys.executable).with_name("fastswitch")
@@ -112,6 +113,7 @@ def _interrupt(program: Program) -> None:
     """Ctrl-C: the signal goes to the whole foreground group, as a terminal sends it."""
     started = program.processes()
     run_folders = {_run_folder(process) for process in program.parts(HAPROXY)}
+    run_folders |= _shared_memory_of(started)
     os.killpg(program.process.pid, signal.SIGINT)
     within_s = stretched(END_WITHIN_S)
     assert program.process.wait(within_s) == INTERRUPTED_STATUS
@@ -127,6 +129,15 @@ def _run_folder(haproxy: psutil.Process) -> Path:
     """The folder that the program has made for its HAProxy; Serve puts one per node into it."""
     arguments = haproxy.cmdline()
     return Path(arguments[arguments.index("-f") + 1]).parents[1]
+
+
+def _shared_memory_of(started: Sequence[psutil.Process]) -> set[Path]:
+    """Where the engines of this run have their host memory, in a folder named for its raylet."""
+    lives = {life_of(process.pid) for process in started if process.name() == "raylet"}
+    folders = {application_folder(life, "any").parent for life in lives}
+    assert folders
+    assert all(folder.exists() for folder in folders)
+    return folders
 
 
 def _kill_leftovers(program: Program) -> None:

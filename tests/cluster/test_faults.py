@@ -72,6 +72,21 @@ async def test_killed_engines_are_missed_by_nobody(
     await both_engines_serve(http)
 
 
+async def test_the_successor_of_a_killed_engine_has_its_host_memory(
+    server: Program, http: httpx.AsyncClient
+) -> None:
+    """What an engine has kept of finished requests is there for the one that takes its place."""
+    await undisturbed(http)
+    fleet = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
+
+    server.parts(ENGINE_CORE)[0].kill()
+    await until_replaced(http, fleet)
+
+    after = await look(http)
+    [successor] = after.engines.keys() - fleet.engines.keys()
+    assert after.engines[successor].switches.adopted_blocks > 0
+
+
 async def test_a_killed_router_is_missed_by_nobody(
     server: Program, http: httpx.AsyncClient
 ) -> None:

@@ -1,8 +1,10 @@
 """The replica between an engine process and the router, with stand-ins for both."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +15,7 @@ from deployments.engine_order import DRAINING, PARTING
 from deployments.engine_replica import EngineReplica
 from deployments.errors import EngineStalledError, EngineStartError
 from deployments.messages import Done, Drain, Join, Leave, Orders, Reply, Report, Request
+from kv.node_pools import application_folder, life_of
 from ops.metrics.outlet import Outlets
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
 from ops.metrics.push import PushTarget
@@ -293,6 +296,19 @@ async def _ill(check_health: Callable[[], Any]) -> None:
         while True:
             await check_health()
             await asyncio.sleep(0.002)
+
+
+async def test_an_engine_is_told_where_host_memory_outlives_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In its application's folder, for as long as the node's raylet lives; else nowhere."""
+    monkeypatch.setattr(engine_replica, "application_name", lambda: "shop")
+    with_cache = EngineReplica(StandInHandle(), {}, {}, 1.0, HOST, has_node_cache=True)
+
+    folder = Path(with_cache._make_order(HOST).pools_folder)
+
+    assert folder == application_folder(life_of(os.getppid()), "shop")
+    assert new_replica(StandInHandle(), "work")._make_order(HOST).pools_folder == ""
 
 
 async def test_a_replica_pushes_how_its_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:

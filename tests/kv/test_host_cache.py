@@ -94,6 +94,19 @@ def test_using_blocks_makes_them_the_youngest_and_of_the_users_priority() -> Non
     assert [cache.find(key) is not None for key in "abc"] == [True, False, False]
 
 
+def test_what_a_predecessor_has_left_is_found_and_goes_oldest_first() -> None:
+    """Its blocks are taken, the others free; it is spare from the beginning, and not recent."""
+    cache, pool = make_cache(4)
+
+    cache.adopt([(2, "old"), (0, "new")], priority=0)
+
+    assert (cache.find("old"), cache.find("new")) == (2, 0)
+    assert (pool.num_free, cache.num_needed, cache.recent(4)) == (2, 0, [])
+    assert sorted(cache.put(["a", "b"])) == [1, 3]
+    assert cache.put(["c"]) == [2]
+    assert cache.put(["d"]) == [0]
+
+
 def test_free_blocks_are_taken_before_anything_is_evicted() -> None:
     """Only what is missing is evicted, none of it early."""
     cache, _ = make_cache(4)

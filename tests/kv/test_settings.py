@@ -1,11 +1,13 @@
 """What the connector is told, and what it refuses to be told."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kv.errors import ConnectorSettingError
-from kv.settings import SwapSettings
+from kv.settings import PoolPlace, SwapSettings
+from kv.transfer_config import transfer_config, with_pool, without_pool
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,7 @@ from kv.settings import SwapSettings
         ({"host_kv_gib": 1, "without": "reuse"}, "'without': 'reuse' is no list of"),
         ({"host_kv_gib": 1, "without": ["speed"]}, r"'without': \['speed'\] is no list of"),
         ({"host_kv_gib": 1, "without": [["reuse"]]}, "'without': .* is no list of"),
+        ({"host_kv_gib": 1, "pool": {"folder": "/a"}}, "'pool': .* has not just folder and life"),
     ],
     ids=[
         "missing",
@@ -35,6 +38,7 @@ from kv.settings import SwapSettings
         "part alone",
         "unknown part",
         "no part",
+        "half a place",
     ],
 )
 def test_settings_that_are_not_understood_are_refused(extra: dict[str, Any], message: str) -> None:
@@ -52,6 +56,17 @@ def test_all_parts_are_on_unless_left_out() -> None:
     assert SwapSettings.read({"host_kv_gib": 1, "without": ["copy_ahead"]}) == SwapSettings(
         1, copy_ahead=False
     )
+
+
+def test_the_launcher_says_where_host_memory_may_outlive_the_engine() -> None:
+    """Or that it cannot; the rest of the settings is as it was."""
+    config = transfer_config(1.5)
+    inside = with_pool(config, "/shm/pool", life=7, refused=2)["kv_connector_extra_config"]
+    outside = without_pool(config)["kv_connector_extra_config"]
+
+    place = PoolPlace(Path("/shm/pool"), 7)
+    assert SwapSettings.read(inside) == SwapSettings(1.5, pool=place, refused_pools=2)
+    assert SwapSettings.read(outside) == SwapSettings(1.5, refused_pools=1)
 
 
 def test_nothing_is_sent_ahead_without_reuse() -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,21 @@ class GatedCopier(CpuCopier):
         super().begin(direction, descriptors, after)
 
 
+class ListRecord:
+    """What it was told of, by stamp, with what the blocks held by then."""
+
+    def __init__(self, host: torch.Tensor) -> None:
+        self.noted: list[tuple[int, list[int]]] = []
+        self.is_closed = False
+        self._host = host
+
+    def note(self, copies: BlockCopies) -> None:
+        self.noted.append((copies.stamp, self._host[copies.host_blocks, 0].tolist()))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 class Bench:
     """A manager on memory whose device blocks hold their number + 1, host blocks 100 more."""
 
@@ -47,7 +63,8 @@ class Bench:
         self.device = self._rows(1)
         self.host = self._rows(101)
         self.copier = GatedCopier(self.device, self.host)
-        self.manager = SwapManager(self.copier, has_threads=has_threads)
+        self.record = ListRecord(self.host)
+        self.manager = SwapManager(self.copier, has_threads=has_threads, record=self.record)
 
     def submit(self, *copies: BlockCopies, written: Sequence[int] = ()) -> None:
         self.manager.submit(SwapPlan(list(copies), written))
@@ -121,6 +138,20 @@ def test_what_the_step_reads_is_there_before_it(bench: Bench) -> None:
     bench.submit(into([3], [4]))
 
     assert value(bench.device, 3) == 105
+
+
+def test_a_copy_out_is_recorded_once_it_is_whole_and_before_the_next(bench: Bench) -> None:
+    """With what it has brought; loads and copies that failed are not."""
+    bench.copier.failing.add(2)
+    bench.hold(replace(out([0], [4]), stamp=7))
+
+    bench.submit(replace(out([1], [4]), stamp=8), replace(out([2], [5]), stamp=9), into([6], [7]))
+    assert bench.record.noted == []
+
+    bench.land_all()
+    assert bench.record.noted == [(7, [1]), (8, [2])]
+    bench.manager.close()
+    assert bench.record.is_closed
 
 
 def test_a_load_beside_the_step_is_told_when_it_has_landed(bench: Bench) -> None:

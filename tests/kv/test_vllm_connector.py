@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.outputs import KVConnectorOutput
 
+from kv import shared_host
 from kv.errors import ConnectorSettingError, HostMemorySizeError, KVLayoutError, RoundTripError
 from kv.swap_manager import SwapReport
 from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
@@ -35,11 +37,30 @@ StartWorker = Callable[..., FastSwitchConnector]
 def engine_config(extra: dict[str, Any], **changes: Any) -> Any:
     """As much of an engine's configuration as the connector looks at."""
     transfer = KVTransferConfig(**(transfer_config(1.0) | {"kv_connector_extra_config": extra}))
-    parallel = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "world_size": 1}
+    parallel = {
+        "pipeline_parallel_size": 1,
+        "decode_context_parallel_size": 1,
+        "tensor_parallel_size": 1,
+        "world_size": 1,
+        "rank": 0,
+    }
     return SimpleNamespace(
         kv_transfer_config=transfer,
-        cache_config=SimpleNamespace(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
-        model_config=SimpleNamespace(enable_sleep_mode=changes.pop("enable_sleep_mode", False)),
+        cache_config=SimpleNamespace(
+            block_size=BLOCK_TOKENS,
+            enable_prefix_caching=changes.pop("enable_prefix_caching", True),
+            prefix_caching_hash_algo="sha256",
+            cache_dtype="auto",
+        ),
+        model_config=SimpleNamespace(
+            model="owner/name",
+            revision=None,
+            hf_config=None,
+            dtype="float32",
+            enable_sleep_mode=changes.pop("enable_sleep_mode", False),
+        ),
+        lora_config=None,
+        compute_hash=lambda: "all the rest",
         parallel_config=SimpleNamespace(**(parallel | changes.pop("parallel", {}))),
         speculative_config=changes.pop("speculative_config", None),
     )
@@ -71,6 +92,7 @@ def make(
 ) -> FastSwitchConnector:
     kv_cache = changes.pop("kv_cache", kv_cache_config())
     extra = {"host_kv_gib": host_blocks * BLOCK_GIB, "without": [*without]}
+    extra |= changes.pop("extra", {})
     return FastSwitchConnector(engine_config(extra, **changes), role, kv_cache)
 
 
@@ -308,6 +330,98 @@ def test_workers_that_share_a_step_report_as_one() -> None:
     assert one.aggregate(other) == SwapWorkerMetadata(
         SwapReport(stall_s=0.5, failed_host_blocks={1, 2})
     )
+
+
+def in_pool(folder: Path, life: int) -> dict[str, Any]:
+    return {"pool": {"folder": str(folder), "life": life}}
+
+
+def hashed_request(name: str, *, num_computed: int) -> Any:
+    """A request whose blocks' hashes are as long as vLLM's."""
+    one = request(name, num_computed=num_computed)
+    one.block_hashes = [bytes([number]) * 32 for number in range(len(one.block_hashes))]
+    return one
+
+
+def run_and_finish(worker: FastSwitchConnector, scheduler: FastSwitchConnector) -> None:
+    """A request that has computed two blocks ends; its KV has landed in host memory."""
+    scheduler.request_finished_all_groups(hashed_request("a", num_computed=64), ([4, 5],))
+    worker.handle_preemptions(scheduler.build_connector_meta(empty_step()))
+    worker.shutdown()
+    scheduler.shutdown()
+
+
+def test_a_successor_offers_and_loads_what_its_predecessor_had(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """The same request, to an engine that has computed nothing yet."""
+    layers = kv_tensors()
+    for layer in layers.values():
+        layer[4], layer[5] = 4.5, 5.5
+    first: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
+    run_and_finish(start_worker(layers, **first), make(KVConnectorRole.SCHEDULER, **first))
+
+    empty = kv_tensors()
+    second: dict[str, Any] = {"extra": in_pool(tmp_path, 2)}
+    worker = start_worker(empty, **second)
+    scheduler = make(KVConnectorRole.SCHEDULER, **second)
+    again = hashed_request("b", num_computed=64)
+    assert scheduler.get_num_new_matched_tokens(again, 0) == (64, False)
+    blocks = SimpleNamespace(get_block_ids=lambda: ([6, 7, 3],))
+    scheduler.update_state_after_alloc(again, blocks, 64)
+    worker.handle_preemptions(scheduler.build_connector_meta(empty_step()))
+
+    for layer in empty.values():
+        assert (layer[6] == 4.5).all()
+        assert (layer[7] == 5.5).all()
+    totals = scheduler.swap_totals
+    assert (totals.adopted_blocks, totals.blocks_found, totals.refused_pools) == (2, 2, 0)
+    scheduler.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_refused"),
+    [({"host_blocks": 5}, 1), ({"enable_prefix_caching": False}, 0), ({"without": ["reuse"]}, 0)],
+    ids=["another size", "no prefix cache", "no reuse"],
+)
+def test_what_is_of_no_use_is_not_taken_over(
+    start_worker: StartWorker, tmp_path: Path, changes: dict[str, Any], num_refused: int
+) -> None:
+    """Nothing is offered of it, and only where it might have been of use is that counted."""
+    first: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
+    run_and_finish(start_worker(kv_tensors(), **first), make(KVConnectorRole.SCHEDULER, **first))
+
+    second = {"extra": in_pool(tmp_path, 2), **changes}
+    start_worker(kv_tensors(), **second)
+    scheduler = make(KVConnectorRole.SCHEDULER, **second)
+
+    again = hashed_request("b", num_computed=64)
+    assert scheduler.get_num_new_matched_tokens(again, 0) == (0, False)
+    assert scheduler.swap_totals.refused_pools == num_refused
+    scheduler.shutdown()
+
+
+def test_without_room_in_shared_memory_an_engine_has_host_memory_of_its_own(
+    start_worker: StartWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It says so, counts it, and swaps as always."""
+    logging.getLogger("kv.vllm_copying").disabled = False
+    caplog.set_level(logging.WARNING, logger="kv.vllm_copying")
+    monkeypatch.setattr(shared_host, "room", lambda _: 5000)
+    place: dict[str, Any] = {"extra": in_pool(tmp_path, 1)}
+
+    worker = start_worker(kv_tensors(), **place)
+    scheduler = make(KVConnectorRole.SCHEDULER, **place)
+    run_and_finish(worker, scheduler)
+
+    assert scheduler.swap_totals.blocks_ahead == 2
+    assert scheduler.swap_totals.refused_pools == 1
+    [said] = [each.message for each in caplog.records if each.name.startswith("kv.")]
+    assert said.startswith("KV in host memory will end with this engine: ")
+    assert "host_kv_gib could be at most" in said
 
 
 def test_a_layout_that_is_not_as_described_stops_the_start() -> None:

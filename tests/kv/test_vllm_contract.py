@@ -5,8 +5,11 @@ from dataclasses import fields
 
 import torch
 from vllm import _custom_ops
+from vllm.config import CacheConfig, VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import init_none_hash, resolve_none_hash_seed
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
@@ -24,6 +27,7 @@ from vllm.v1.worker.gpu.kv_connector import ActiveKVConnector
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as NewerModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
+from vllm.v1.worker.worker_base import WorkerBase
 
 from kv.swap_manager import SwapReport
 from kv.vllm_connector import FastSwitchConnector, SwapWorkerMetadata
@@ -186,6 +190,34 @@ def test_requests_have_block_hashes_whenever_there_is_a_connector() -> None:
         "self.request_block_hasher = get_request_block_hasher(",
     )
     assert append.rstrip().endswith("self.update_block_hashes()")
+
+
+def test_workers_have_their_host_memory_before_the_planner_is_made() -> None:
+    """It looks at what they have opened; and each worker knows its number by then."""
+    assert is_in_order(
+        inspect.getsource(EngineCore.__init__),
+        "self._initialize_kv_caches(vllm_config)",
+        "self.scheduler: SchedulerInterface = Scheduler(",
+    )
+    assert "self.parallel_config.rank = rank" in inspect.getsource(WorkerBase.__init__)
+
+
+def test_a_block_has_the_same_hash_in_every_process() -> None:
+    """With the algorithm that is vLLM's own choice; its seed is fixed."""
+    assert CacheConfig().prefix_caching_hash_algo == "sha256"
+    hash_block = get_hash_fn_by_name("sha256")
+    assert resolve_none_hash_seed(hash_block) == resolve_none_hash_seed(hash_block)
+    seeds = inspect.getsource(init_none_hash)
+    assert "resolve_none_hash_seed(hash_fn)" in seeds
+    assert "NONE_HASH = BlockHash(hash_fn(_NONE_HASH_SEED))" in seeds
+
+
+def test_an_engine_s_configuration_has_a_hash_of_all_that_shapes_its_kv() -> None:
+    """Version, model, cache, parallel parts and attention are among it."""
+    source = inspect.getsource(VllmConfig.compute_hash)
+    for part in ("model", "cache", "parallel", "attention"):
+        assert f"self.{part}_config.compute_hash()" in source
+    assert "__version__" in source
 
 
 def test_a_finished_request_is_dropped_in_every_state() -> None:

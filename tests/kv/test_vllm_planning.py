@@ -1,6 +1,7 @@
 """The connector beside the scheduler: what it offers, keeps, and plans for the workers."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,10 @@ BLOCK_TOKENS = 4
 
 
 def make(
-    *, num_host_blocks: int = 64, is_prefix_caching: bool = True, **parts: bool
+    *, num_host_blocks: int = 64, is_prefix_caching: bool = True, **parts: Any
 ) -> SwapPlanning:
     return SwapPlanning(
-        SwapSettings(1.0, **parts),
+        replace(SwapSettings(1.0), **parts),
         num_host_blocks=num_host_blocks,
         block_tokens=BLOCK_TOKENS,
         is_prefix_caching=is_prefix_caching,

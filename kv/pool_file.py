@@ -1,0 +1,126 @@
+"""A file of a pool in shared memory: locked, mapped, and either taken over whole or made anew.
+
+Owns a file's size, permissions and header. The header's fingerprint says what was put in and how
+it lies; only who would put in the same, in the same way, takes over what is there. What the content
+means is the owner's.
+"""
+
+import fcntl
+import mmap
+import os
+import stat
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from kv.errors import SharedPoolError
+
+HEADER_BYTES = 4096  # a page, so that what follows lies on one
+FINGERPRINT_BYTES = 32
+_MAGIC = np.frombuffer(b"FSPOOL01", dtype=np.uint8)
+_LIFE_AT = 64
+
+
+def fingerprint(*facts: object) -> bytes:
+    """Equal for equal facts, each of which is told by its ``repr``."""
+    return blake2b(repr(facts).encode(), digest_size=FINGERPRINT_BYTES).digest()
+
+
+class PoolFile:
+    """``num_bytes`` of shared memory under a path, for this process alone while it lives.
+
+    What is there is kept if its fingerprint and its size are the wanted ones (``is_kept``). Else it
+    is all zeros, and ``is_refused`` tells whether something else was there.
+    """
+
+    def __init__(self, path: Path, wanted: bytes, num_bytes: int) -> None:
+        """Raises SharedPoolError: somebody else has the file, or shared memory has no room."""
+        self._path = path
+        self._size = HEADER_BYTES + num_bytes
+        self._is_closed = False
+        self._descriptor = _open_private(path)
+        try:
+            self._own()
+            num_before = os.fstat(self._descriptor).st_size
+            header = np.frombuffer(os.pread(self._descriptor, HEADER_BYTES, 0), dtype=np.uint8)
+            self.is_kept = num_before == self._size and bool(
+                (header[: len(_identity(wanted))] == _identity(wanted)).all()
+            )
+            self.is_refused = num_before > 0 and not self.is_kept
+            if not self.is_kept:
+                self._make_anew()
+            self._memory = mmap.mmap(
+                # All pages now: the first touch of one costs several times a copy's.
+                self._descriptor,
+                self._size,
+                mmap.MAP_SHARED | mmap.MAP_POPULATE,
+            )
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.content = np.frombuffer(self._memory, dtype=np.uint8)[HEADER_BYTES:]
+        if not self.is_kept:
+            # Last, so that a file that was left half made is made anew.
+            np.frombuffer(self._memory, dtype=np.uint8)[: len(_identity(wanted))] = _identity(
+                wanted
+            )
+
+    def name_life(self, life: int) -> None:
+        """Leave word that the content is in the hands of this life of the pool's owner."""
+        np.frombuffer(self._memory, dtype="<u8", count=1, offset=_LIFE_AT)[0] = life
+
+    def close(self) -> None:
+        """Let go of the file; what it holds stays for the next one. May be said twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the mapping has a descriptor of its own
+        os.close(self._descriptor)
+
+    def _own(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SharedPoolError(str(self._path), "another process still has it") from None
+
+    def _make_anew(self) -> None:
+        os.ftruncate(self._descriptor, 0)  # not written over: what was there must not shine through
+        try:
+            os.posix_fallocate(self._descriptor, 0, self._size)
+        except OSError as error:
+            os.ftruncate(self._descriptor, 0)
+            problem = f"{self._size} bytes cannot be had ({error.strerror})"
+            raise SharedPoolError(str(self._path), problem) from None
+
+
+def life_in(path: Path) -> int | None:
+    """The life that a file was left word of last; None if there is no such file."""
+    try:
+        found = np.fromfile(path, dtype="<u8", count=1, offset=_LIFE_AT)
+    except OSError:
+        return None
+    return int(found[0]) if found.size else None
+
+
+def _identity(wanted: bytes) -> np.ndarray:
+    assert len(wanted) == FINGERPRINT_BYTES
+    return np.concatenate([_MAGIC, np.frombuffer(wanted, dtype=np.uint8)])
+
+
+def _open_private(path: Path) -> int:
+    """Open or make a file that only this user can read, and nobody but this user has made.
+
+    Raises:
+        SharedPoolError: it is somebody else's, or no plain file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SharedPoolError(str(path), f"it cannot be opened ({error.strerror})") from None
+    found = os.fstat(descriptor)
+    is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+    if not is_ours or stat.S_IMODE(found.st_mode) & 0o077:
+        os.close(descriptor)
+        raise SharedPoolError(str(path), "others than this user can get at it")
+    return descriptor
