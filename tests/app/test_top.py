@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,6 +30,14 @@ def then_interrupt(after: int) -> None:
     """Press Ctrl-C in this process."""
     if after == 0:
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def _is_interruptible() -> Iterator[None]:
+    """Ctrl-C counts here also where whoever started the tests has it ignored, as ``nohup`` does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_once_shows_one_interval_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
