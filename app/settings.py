@@ -6,10 +6,10 @@ this model; nothing else reads the environment or a file for settings.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.tenants_file import Entitlement, TenantName
 from scheduler.errors import PolicyImportError, UnknownPolicyError
@@ -172,10 +172,30 @@ class FairnessSettings(_Settings):
         )
 
 
+def _checked_http_address(value: str) -> str:
+    if not _is_http_address(value):
+        raise ValueError("http://HOST:PORT is wanted, with no name or password in it")
+    return value
+
+
+def _is_http_address(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        url.port  # noqa: B018  (raises where it is none)
+    except ValueError:
+        return False
+    is_plain = url.username is None and not url.query and not url.fragment
+    is_whole = url.scheme in ("http", "https") and bool(url.hostname)
+    return is_plain and is_whole and value.isascii() and value.isprintable() and " " not in value
+
+
+HttpAddress: TypeAlias = Annotated[str, AfterValidator(_checked_http_address)]
+
+
 class MetricsSettings(_Settings):
     """What is measured, and where it goes beside every gateway's /metrics."""
 
-    push_url: str | None = Field(
+    push_url: HttpAddress | None = Field(
         default=None, description="A Prometheus Pushgateway, http://HOST:PORT; left out: no push."
     )
     push_s: float = Field(default=10.0, ge=1, le=60, description="Seconds between two pushes.")
@@ -200,18 +220,11 @@ class MetricsSettings(_Settings):
     )
     vllm: bool = Field(default=True, description="vLLM's own metrics too.")
 
-    @field_validator("push_url")
-    @classmethod
-    def _http_address(cls, value: str | None) -> str | None:
-        if value is not None and not _is_http_address(value):
-            raise ValueError("http://HOST:PORT is wanted, with no name or password in it")
-        return value
-
 
 class TracingSettings(_Settings):
     """Spans of requests, for an OpenTelemetry collector."""
 
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: HttpAddress | None = Field(
         default=None,
         description="Where a collector takes OTLP over HTTP, http://HOST:4318; left out: tracing "
         "is off. Without a path /v1/traces is meant.",
@@ -223,13 +236,6 @@ class TracingSettings(_Settings):
         description="Of requests without a `traceparent` of the caller's, which decides itself.",
     )
 
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not _is_http_address(value):
-            raise ValueError("http://HOST:PORT is wanted, with no name or password in it")
-        return value
-
     def otlp_url(self) -> str:
         """The endpoint with its path. There has to be one."""
         assert self.otlp_endpoint is not None
@@ -237,17 +243,6 @@ class TracingSettings(_Settings):
         return (
             self.otlp_endpoint if url.path.strip("/") else f"{url.scheme}://{url.netloc}/v1/traces"
         )
-
-
-def _is_http_address(value: str) -> bool:
-    try:
-        url = urlsplit(value)
-        url.port  # noqa: B018  (raises where it is none)
-    except ValueError:
-        return False
-    is_plain = url.username is None and not url.query and not url.fragment
-    is_whole = url.scheme in ("http", "https") and bool(url.hostname)
-    return is_plain and is_whole and value.isascii() and value.isprintable() and " " not in value
 
 
 class AutoscalingSettings(_Settings):
