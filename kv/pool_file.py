@@ -36,6 +36,7 @@ class PoolFile:
 
     def __init__(self, path: Path, wanted: bytes, num_bytes: int) -> None:
         """Raises SharedPoolError: somebody else has the file, or shared memory has no room."""
+        identity = _identity(wanted)
         self._path = path
         self._size = HEADER_BYTES + num_bytes
         self._is_closed = False
@@ -44,8 +45,8 @@ class PoolFile:
             self._own()
             num_before = os.fstat(self._descriptor).st_size
             header = np.frombuffer(os.pread(self._descriptor, HEADER_BYTES, 0), dtype=np.uint8)
-            self.is_kept = num_before == self._size and bool(
-                (header[: len(_identity(wanted))] == _identity(wanted)).all()
+            self.is_kept = num_before == self._size and np.array_equal(
+                header[: len(identity)], identity
             )
             self.is_refused = num_before > 0 and not self.is_kept
             if not self.is_kept:
@@ -59,12 +60,11 @@ class PoolFile:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self.content = np.frombuffer(self._memory, dtype=np.uint8)[HEADER_BYTES:]
+        whole = np.frombuffer(self._memory, dtype=np.uint8)
+        self.content = whole[HEADER_BYTES:]
         if not self.is_kept:
             # Last, so that a file that was left half made is made anew.
-            np.frombuffer(self._memory, dtype=np.uint8)[: len(_identity(wanted))] = _identity(
-                wanted
-            )
+            whole[: len(identity)] = identity
 
     def name_life(self, life: int) -> None:
         """Leave word that the content is in the hands of this life of the pool's owner."""
