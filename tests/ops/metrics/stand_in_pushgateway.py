@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from queue import Queue
-from threading import Event, Thread
+from threading import Event
 from typing import Any
+
+from tests.ops.listening import listening
 
 PATIENCE_S = 30.0  # for what takes milliseconds: a shared machine may pause for long
 
@@ -43,7 +45,6 @@ class StandInPushgateway:
 def stand_in_pushgateway() -> Iterator[StandInPushgateway]:
     """A listening one, open and willing."""
     gateway = StandInPushgateway()
-    gateway.is_open.set()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -60,14 +61,5 @@ def stand_in_pushgateway() -> Iterator[StandInPushgateway]:
         def log_message(self, *_: Any) -> None:
             """Tests do not print."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    gateway.url = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with listening(Handler, gateway.is_open) as gateway.url:
         yield gateway
-    finally:
-        gateway.is_open.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from queue import Queue
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.ops.listening import listening
 
 PATIENCE_S = 30.0  # for what takes milliseconds: a shared machine may pause for long
 
@@ -32,7 +34,6 @@ class StandInCollector:
 def stand_in_collector() -> Iterator[StandInCollector]:
     """A listening one, open and willing."""
     collector = StandInCollector()
-    collector.is_open.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -46,15 +47,6 @@ def stand_in_collector() -> Iterator[StandInCollector]:
         def log_message(self, *_: Any) -> None:
             """Tests do not print."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    collector.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with listening(Handler, collector.is_open) as url:
+        collector.url = f"{url}/v1/traces"
         yield collector
-    finally:
-        collector.is_open.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
