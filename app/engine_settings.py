@@ -16,9 +16,10 @@ from scheduler.engine_config import additional_config
 
 GIB = 2**30
 DEFAULT_CPU_KV_GIB = 1.0
-# A CPU prefills some 2,000 tokens a second: with vLLM's thousands in a step, whoever comes in the
-# wrong moment would wait for half a second and more.
-DEFAULT_CPU_STEP_TOKENS = 256
+# A core prefills some 2,000 tokens a second: with vLLM's thousands in a step, whoever comes in the
+# wrong moment would wait for half a second and more, and every stream pause as long.
+DEFAULT_CPU_STEP_TOKENS = 128
+CPU_WORKER = "deployments.vllm_cpu_worker.SeededCPUWorker"
 # Faster memory allocation for the CPU engine (Debian's libtcmalloc-minimal4); used where present.
 TCMALLOC = (
     Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
@@ -44,6 +45,7 @@ def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(kv_gib * GIB) if kv_gib else None,
         "scheduling_policy": "priority",
         "scheduler_cls": scheduler_class_path(async_scheduling=on_cuda),
+        "worker_cls": "auto" if on_cuda else CPU_WORKER,
         "additional_config": additional_config(max_switches_per_s=args.fairness.max_switches_per_s),
         # Its other half, counts, stays in the engine.
         "disable_log_stats": args.tracing.otlp_endpoint is None,

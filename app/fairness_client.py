@@ -55,6 +55,7 @@ class EngineNow(msgspec.Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     max_num_seqs: int = 0
+    draining: bool = False
     blocks_used: int = 0
     blocks_total: int = 0
     host_blocks_used: int = 0
@@ -63,13 +64,14 @@ class EngineNow(msgspec.Struct, frozen=True):
 
 
 class TotalsNow(msgspec.Struct, frozen=True):
-    """All tenants, those no longer listed as well."""
+    """All tenants, those no longer listed as well. Who is in line waits, on no engine yet."""
 
     service: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    in_line: int = 0
 
 
 class Fairness(msgspec.Struct, frozen=True):

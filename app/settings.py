@@ -30,6 +30,7 @@ _OWN_ENGINE_ARGS = frozenset(
         "max_num_batched_tokens",
         "tensor_parallel_size",
         "scheduler_cls",
+        "worker_cls",
         "scheduling_policy",
         "kv_transfer_config",
         "disable_log_stats",
@@ -313,7 +314,7 @@ class AppArgs(_Settings):
     max_num_batched_tokens: int | None = Field(
         default=None,
         gt=0,
-        description="Tokens per engine step; left out: vLLM's choice, on a CPU 256, so that a step "
+        description="Tokens per engine step; left out: vLLM's choice, on a CPU 128, so that a step "
         "with prompts in it keeps nobody waiting for long.",
     )
     kv_cache_gib: float | None = Field(

@@ -63,6 +63,7 @@ class EngineRates:
     blocks_in_per_s: float
     recomputed_tok_s: float
     stall_share: float
+    is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class TotalRates:
     service_per_s: float
     prompt_tok_s: float
     output_tok_s: float
+    in_line: int = 0  # of those that wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ def _total_rates(before: TotalsNow, now: TotalsNow, window_s: float) -> TotalRat
         service_per_s=_grown(before.service, now.service) / window_s,
         prompt_tok_s=_grown(before.prompt_tokens, now.prompt_tokens) / window_s,
         output_tok_s=_grown(before.output_tokens, now.output_tokens) / window_s,
+        in_line=now.in_line,
     )
 
 
@@ -248,4 +251,5 @@ def _one_engine(engine: str, before: SwitchesNow, now: EngineNow, window_s: floa
         recomputed_tok_s=_grown(before.recomputed_tokens, switches.recomputed_tokens) / window_s,
         # Reports come ten times a second: what lies before the window may be told within it.
         stall_share=min(1.0, _grown(before.stall_s, switches.stall_s) / window_s),
+        is_draining=now.draining,
     )

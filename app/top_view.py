@@ -74,11 +74,14 @@ def render(
 ) -> RenderableType:
     """Everything; ``trouble`` is said on top where what is shown is not the latest."""
     head = Text(no_wrap=True, overflow="ellipsis")
-    head.append("fastswitch top", "bold").append(f"  {url}  policy {rates.policy}")
+    head.append("fastswitch top", "bold").append(
+        f"  {url}  policy {rates.policy}  last {rates.window_s:.0f} s"
+    )
     totals = rates.totals
     line = Text(
         f"{totals.output_tok_s:,.0f} output tok/s  {totals.prompt_tok_s:,.0f} prompt tok/s  "
-        f"{totals.running:,} running  {totals.waiting:,} waiting  (last {rates.window_s:.0f} s)",
+        f"{totals.running:,} running  {totals.waiting:,} waiting"
+        + (f", {totals.in_line:,} in line" if totals.in_line else ""),
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -147,11 +150,17 @@ def _engines(engines: Sequence[EngineRates], width: int, max_rows: int) -> Table
         _Column("blocks/s", lambda one: _pair(one.blocks_out_per_s, one.blocks_in_per_s), 90),
         _Column("stall", lambda one: f"{one.stall_share:.1%}"),
     ]
+    if any(one.is_draining for one in shown):
+        columns.insert(1, _Column("", _drains, justify="left"))
     table = _table(columns, shown, width)
     if hidden:
         table.caption = f"and {hidden} engines with less to do"
         table.caption_justify = "left"
     return table
+
+
+def _drains(engine: EngineRates) -> RenderableType:
+    return Text("drains" if engine.is_draining else "", "yellow")
 
 
 def _table(columns: Sequence[_Column[Row]], rows: Sequence[Row], width: int) -> Table:

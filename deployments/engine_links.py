@@ -2,11 +2,13 @@
 
 Owns sockets and the frames' way through them, and at which stage of its way out an engine says it
 is; knows nothing of what the other frames say. A line that breaks is reported once and closed for
-good: a restarted engine is a new engine.
+good: a restarted engine is a new engine, and one that was only out of reach gets a new line.
 """
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -14,7 +16,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from deployments import wire
-from deployments.engine_order import ECHO, HEARTBEAT, PARTING, STAGES
+from deployments.engine_order import ECHO, HEARTBEAT, PARTING, STAGES, STUCK
 from deployments.messages import EngineCard
 
 logger = logging.getLogger("ray.serve")
@@ -26,6 +28,8 @@ HEARTBEAT_S = 1.0
 class EngineLink:
     """Requests to one engine, its outputs back.
 
+    To the engine each line is a client of its own: of what was sent on an earlier one nothing comes
+    back on this one, and the engine ends it when it has heard nothing on that one for a while.
     ``on_frames(engine_id, frames)`` gets each message of outputs. ``on_parting(engine_id)`` is
     called each time that the engine says so, ``on_lost(engine_id)`` once, when the connection
     breaks after it was up. All are called from the event loop.
@@ -40,7 +44,9 @@ class EngineLink:
         on_parting: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.card = card
+        self.client_index = client_index
         self.is_up = False
+        self.up_since_s = math.inf  # by the monotonic clock
         self._stage = ECHO
         self._client = client_index.to_bytes(8, "little")
         self._on_frames, self._on_lost, self._on_parting = on_frames, on_lost, on_parting
@@ -58,6 +64,11 @@ class EngineLink:
         self._tasks = [
             asyncio.create_task(task) for task in (self._read(), self._beat(), self._watch())
         ]
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the engine's loop goes round; only then do its tokens come."""
+        return self.is_up and self._stage != STUCK
 
     @property
     def takes_requests(self) -> bool:
@@ -89,6 +100,8 @@ class EngineLink:
                 self._on_frames(self.card.engine_id, frames)
 
     def _note_stage(self, stage: bytes) -> None:
+        if not self.is_up:
+            self.up_since_s = time.monotonic()
         self._stage, self.is_up = stage, True
         if stage == PARTING:
             self._on_parting(self.card.engine_id)

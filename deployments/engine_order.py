@@ -1,4 +1,4 @@
-"""What an EngineReplica tells its engine process: how to start, and the regular exchange.
+"""What an EngineReplica tells its engine process: how to start, what to change, how to report.
 
 Apart from ``vllm_engine`` so that the replica can use it without importing vLLM.
 """
@@ -12,16 +12,18 @@ from ops.metrics.outlet import Outlets
 # Message kinds beside vLLM's own EngineCoreRequestType, which counts up from zero.
 HEARTBEAT = b"\xf0"  # [client index]: a gateway is alive; the engine answers with ECHO
 ERROR_MARK = "fastswitch-engine-error: "  # before the reason, in the log of an engine that ended
-EXCHANGE = b"\xf1"  # [Exchange]
+EXCHANGE = b"\xf1"  # [Exchange]: answered with the progress since the last one
 STAGE = b"\xf2"  # [stage]: the replica tells the engine at which of the stages below it is
+CHANGES = b"\xf3"  # [Changes]: to go by from the next step on; no answer
 
 # What an engine answers to a heartbeat, and tells all its clients when it changes: where it is on
 # its way out. The answer proves the way back too: outputs to a client that is not connected yet
-# are lost.
+# are lost. Threads beside the engine's loop answer, so they also say when that stands still.
 ECHO = b""  # it takes requests
 DRAINING = b"\x01"  # it finishes what it has and takes nothing new
 PARTING = b"\x02"  # what it still has is to go on elsewhere
-STAGES = frozenset({ECHO, DRAINING, PARTING})
+STUCK = b"\x03"  # its loop has left the replica's question unanswered; it may go on yet
+STAGES = frozenset({ECHO, DRAINING, PARTING, STUCK})
 
 REPLICA_CLIENT = 0  # the replica is its engine's client 0; gateways draw theirs at random
 
@@ -42,12 +44,18 @@ class EngineOrder(msgspec.Struct, frozen=True):
     has_vllm_metrics: bool = False
     pools_folder: str = ""
     client_silence_s: float = 15.0  # a gateway says hello every second; after this its requests end
+    stuck_s: float = 30.0  # its loop answers the replica after a step: milliseconds, or seconds
 
 
 class Exchange(msgspec.Struct, array_like=True, frozen=True):
-    """New priorities and pins in, progress out."""
+    """Whom to tell the progress, and whether all of it or what is new."""
 
     client_index: int
-    priorities: dict[str, int]
     is_full: bool
+
+
+class Changes(msgspec.Struct, array_like=True, frozen=True):
+    """New priorities of requests, and pins of turns, as the router ordered them."""
+
+    priorities: dict[str, int]
     pins_s: dict[str, float] | None = None

@@ -1,6 +1,7 @@
 """EngineReplica: keeps one engine process running and in touch with the router.
 
-Owns the engine process: start, regular exchange of priorities against progress, health, end.
+Owns the engine process: start, regular report of its progress and what the router
+orders upon it, health, end.
 Leaves what runs next to the router's scheduler and the tokens to engine and gateways, which
 talk directly. Without a router the engine goes on with the last priorities it was given.
 An engine that is to go drains: it takes nothing new, finishes what it can in ``drain_s``, and then
@@ -22,6 +23,7 @@ import zmq.asyncio
 from deployments import wire
 from deployments.autoscaling import as_metrics
 from deployments.engine_order import (
+    CHANGES,
     DRAINING,
     ECHO,
     EXCHANGE,
@@ -30,11 +32,13 @@ from deployments.engine_order import (
     REPLICA_CLIENT,
     STAGE,
     STAGES,
+    Changes,
     EngineOrder,
     Exchange,
 )
 from deployments.engine_process import STOP_S, EngineProcess
 from deployments.errors import EngineStalledError, RouterAwayError
+from deployments.forward_progress import ForwardProgress
 from deployments.messages import Drain, EngineCard, Join, Leave, Orders, Report
 from deployments.node import application_name, new_engine_id, node_address, node_life
 from deployments.router_link import RouterHandle, RouterLink
@@ -48,7 +52,7 @@ from scheduler.reports import EngineProgress
 
 logger = logging.getLogger("ray.serve")
 
-STALL_S = 120.0  # longer than any step: a full batch of long prefills on a slow CPU
+STALL_S = 60.0  # longer than any step: a large model on a slow CPU takes tens of seconds
 REPLY_S = 2.0
 KNOCK_S = 0.2
 TELL_S = 0.5  # for what the router is to know of an engine's end; it finds out by itself too
@@ -160,6 +164,11 @@ class EngineReplica:
         return True
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the engine has nothing to do."""
+        return self._num_unfinished == 0
+
+    @property
     def _is_working(self) -> bool:
         assert self._process is not None
         assert self._life is not None
@@ -194,21 +203,23 @@ class EngineReplica:
         self._outlet.open()
 
     async def _exchange_forever(self, card: EngineCard, line: "EngineLine") -> None:
-        orders = Orders(priorities={}, want_join=True)
-        last_step = -1
+        want_join = True
+        forward = ForwardProgress()
         while True:
             asked_s = time.monotonic()
             try:
-                progress = await line.exchange(orders)
+                progress = await line.exchange(is_full=want_join)
             except TimeoutError:
                 continue  # a long step; check_health decides when it is too long
             self._metrics.exchanged(time.monotonic() - asked_s)
             self._num_unfinished = progress.num_running + progress.num_waiting
-            if progress.step != last_step or progress.num_running == 0:
-                last_step, self._last_progress_s = progress.step, time.monotonic()
+            if forward.note(progress):
+                self._last_progress_s = time.monotonic()
                 self._metrics.progressed()
-            orders = await self._report(card, progress, want_join=orders.want_join)
-            self._pressure = orders.pressure
+            orders = await self._report(card, progress, want_join=want_join)
+            # At once: with the next exchange, ranks would be as old as the time between two.
+            await line.change(orders)
+            want_join, self._pressure = orders.want_join, orders.pressure
             await asyncio.sleep(self._exchange_s)
 
     async def _report(
@@ -237,13 +248,17 @@ class EngineLine:
     def __init__(self, card: EngineCard) -> None:
         context = zmq.asyncio.Context.instance()
         self._input = wire.connect(
-            context, zmq.PUSH, wire.Endpoint(card.input_address, card.public_key)
+            context,
+            zmq.PUSH,
+            wire.Endpoint(card.input_address, card.public_key),
+            is_same_machine=True,
         )
         self._output = wire.connect(
             context,
             zmq.DEALER,
             wire.Endpoint(card.output_address, card.public_key),
             identity=wire.client_identity(REPLICA_CLIENT),
+            is_same_machine=True,
         )
         self._decode = msgspec.msgpack.Decoder(EngineProgress).decode
         self._unanswered = False
@@ -268,14 +283,19 @@ class EngineLine:
         """Have the engine tell its clients that it is at this stage of its way out."""
         await self._input.send_multipart([STAGE, stage])
 
-    async def exchange(self, orders: Orders) -> EngineProgress:
-        """Hand on ``orders`` and fetch the progress since the last exchange.
+    async def change(self, orders: Orders) -> None:
+        """Hand on the priorities and pins that the router ordered."""
+        changes = Changes(orders.priorities, orders.pins_s)
+        await self._input.send_multipart([CHANGES, msgspec.msgpack.encode(changes)])
+
+    async def exchange(self, *, is_full: bool) -> EngineProgress:
+        """Fetch the progress since the last exchange, or all of it.
 
         Raises:
             TimeoutError: no answer yet. The next call goes on waiting for it.
         """
         if not self._unanswered:
-            message = Exchange(REPLICA_CLIENT, orders.priorities, orders.want_join, orders.pins_s)
+            message = Exchange(REPLICA_CLIENT, is_full)
             await self._input.send_multipart([EXCHANGE, msgspec.msgpack.encode(message)])
             self._unanswered = True
         async with asyncio.timeout(REPLY_S):

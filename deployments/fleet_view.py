@@ -8,6 +8,7 @@ nothing waits for a router, and nobody is held to a limit that only the router c
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -17,25 +18,26 @@ import zmq
 
 from deployments.engine_links import EngineLink
 from deployments.errors import NoEngineLeftError, RouterAwayError
+from deployments.latest_snapshot import LatestSnapshot
 from deployments.messages import (
     Admit,
-    Ask,
     Called,
     Cancel,
     Directory,
     EngineCard,
     Hello,
     InLine,
+    Lost,
     OverLimit,
     Placed,
     Reply,
     Request,
-    Snapshot,
     ToolsCalled,
 )
 from deployments.router_link import RouterHandle, RouterLink
 from ops.tracing.names import PlacingNote
 from scheduler.errors import QuotaExceededError
+from scheduler.fleet import STARVING
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,6 +45,9 @@ DIRECTORY_S = 1.0
 DIRECTORY_REPLY_S = 2.0
 MAX_REMEMBERED_TENANTS = 10_000
 RENEW_S = 5.0  # after so long in line a request asks again: a place that was told may be lost
+# An engine that was lost and answers again counts as back after this: longer than it takes to end
+# what a client that it does not hear any more has there (``EngineOrder.client_silence_s``).
+BACK_AFTER_S = 20.0
 
 
 class FleetView:
@@ -58,10 +63,10 @@ class FleetView:
         self._client_index = client_index
         self._admit_timeout_s = admit_timeout_s
         self._links: dict[str, EngineLink] = {}
-        self._lost: set[str] = set()
+        self._num_lost = 0
         self._num_open: Counter[str] = Counter()
         self._last_priority: OrderedDict[str, int] = OrderedDict()
-        self._snapshot = b"{}"
+        self._snapshot = LatestSnapshot(self._router)
         self._task: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()  # that nobody waits for
         self._arrival = asyncio.Event()  # set for a moment whenever an engine has come up
@@ -83,6 +88,7 @@ class FleetView:
         """Leave the fleet: no task, no socket stays."""
         if self._task is not None:
             self._task.cancel()
+        self._snapshot.close()
         for engine_id in list(self._links):
             self._drop(engine_id)
         self._router.close()
@@ -97,6 +103,11 @@ class FleetView:
     @property
     def num_up(self) -> int:
         return len(self._up())
+
+    @property
+    def num_at_work(self) -> int:
+        """Of those that are up, the engines whose loops go round."""
+        return sum(link.is_at_work for link in self._up())
 
     @property
     def has_router(self) -> bool:
@@ -137,6 +148,18 @@ class FleetView:
             await self.cancel(admit.request.request_id)
         self.on_placing(admit.request.request_id, PlacingNote.NO_CHOICE)
         return self._place_alone(admit)
+
+    def still_avoided(self, lost: Sequence[str]) -> list[str]:
+        """Those of the engines which a request was lost with that it is not to go back to.
+
+        That is the last one, and each that has not answered for a while since: one that was only
+        out of reach may still run what it had of the request, until it misses our old line.
+        """
+        return [
+            engine_id
+            for place, engine_id in enumerate(lost, 1)
+            if place == len(lost) or not self._is_back(engine_id)
+        ]
 
     async def engine_comes_up(self, within_s: float) -> bool:
         """Whether an engine that cannot be reached now can be within this time; waits for it."""
@@ -205,13 +228,15 @@ class FleetView:
 
     async def snapshot(self) -> bytes:
         """Tenants and engines as JSON, from the router; the last one known while it is away."""
-        try:
-            reply = await self._router.call(Ask(), timeout_s=DIRECTORY_REPLY_S)
-        except RouterAwayError:
-            return self._snapshot
-        assert isinstance(reply, Snapshot)
-        self._snapshot = reply.body
-        return reply.body
+        return await self._snapshot.read()
+
+    def _is_back(self, engine_id: str) -> bool:
+        link = self._links.get(engine_id)
+        return (
+            link is not None
+            and link.takes_requests
+            and time.monotonic() - link.up_since_s > BACK_AFTER_S
+        )
 
     def _up(self) -> list[EngineLink]:
         return [link for link in self._links.values() if link.is_up]
@@ -230,6 +255,8 @@ class FleetView:
         return link, self._last_priority.get(admit.request.tenant, most_urgent)
 
     def _remember(self, tenant: str, priority: int) -> None:
+        if priority == STARVING:
+            return  # it is this request's, for its long wait, and not its tenant's
         self._last_priority[tenant] = priority
         self._last_priority.move_to_end(tenant)
         if len(self._last_priority) > MAX_REMEMBERED_TENANTS:
@@ -256,19 +283,28 @@ class FleetView:
     def _match(self, cards: list[EngineCard]) -> None:
         listed = {card.engine_id for card in cards}
         for card in cards:
-            if card.engine_id not in self._links and card.engine_id not in self._lost:
+            if card.engine_id not in self._links:
+                # Also one that was lost, and perhaps only out of reach: it is used once it answers.
                 self._links[card.engine_id] = EngineLink(
-                    card, self._client_index, self.on_frames, self._engine_lost, self.on_parting
+                    card,
+                    self._client_index + self._num_lost,  # no line's before
+                    self.on_frames,
+                    self._engine_lost,
+                    self.on_parting,
                 )
         for engine_id in self._links.keys() - listed:
+            link = self._links[engine_id]
             # A router that has just restarted lists engines as they join again.
-            if self._num_open[engine_id] <= 0 and not self._links[engine_id].is_up:
+            if link.is_up and not link.is_at_work:
+                logger.warning("Engine %s stands still, and the router gave it up", engine_id)
+                self._engine_lost(engine_id)
+            elif self._num_open[engine_id] <= 0 and not link.is_up:
                 self._drop(engine_id)
-        self._lost &= listed
 
     def _engine_lost(self, engine_id: str) -> None:
-        self._lost.add(engine_id)
+        self._num_lost += 1
         self._drop(engine_id)
+        self._later(self._tell(Lost(engine_id)), name="engine lost")
         self.on_lost(engine_id)
 
     def _drop(self, engine_id: str) -> None:

@@ -42,6 +42,9 @@ FLEET_METRICS_S = 2.0  # well below the interval at which Prometheus reads
 class GatewayState(Protocol):
     """What the edge may ask its gateway."""
 
+    @property
+    def name(self) -> str: ...
+
     async def fairness(self) -> bytes: ...
 
     async def check_ready(self) -> None: ...
@@ -92,6 +95,11 @@ class Gateway:
         self._request_metrics = RequestMetrics(self._name, labels, metrics.goal)
         self._fleet_metrics = FleetCollector(labels)
 
+    @property
+    def name(self) -> str:
+        """By which metrics, spans and answers tell it from other gateways."""
+        return self._name
+
     async def build(self) -> ASGIApp:
         """Join the fleet and return the app to serve; waits for the first engine."""
         # vLLM takes seconds to import: here, where the engines are starting anyway.
@@ -102,7 +110,6 @@ class Gateway:
         vllm_config = make_engine_args(self._engine_args).create_engine_config()
         self._client = FleetClient(
             vllm_config,
-            self._client_index,
             self._fleet,
             self._edge.current_caller,
             self._request_metrics,
@@ -137,10 +144,15 @@ class Gateway:
         await self._llm.check_health()
 
     async def check_ready(self) -> None:
-        """Raises when no engine would take a request now: nobody's fault here, so not ill."""
+        """Raises when no engine would get on with a request: nobody's fault here, so not ill."""
         await self.check_health()
-        if self._fleet.num_up == 0:
+        if self._fleet.num_at_work == 0:
             raise NoEngineLeftError
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self._client is None or self._client.num_open == 0
 
     async def fairness(self) -> bytes:
         """``GET /v1/fairness`` as JSON."""

@@ -1,5 +1,7 @@
 """What gateways and engines say to the router and what it answers: tagged msgpack structs."""
 
+from urllib.parse import urlsplit
+
 import msgspec
 
 from scheduler.admission import AdmitRequest
@@ -22,6 +24,11 @@ class EngineCard(msgspec.Struct, array_like=True, frozen=True):
     num_blocks: int
     block_tokens: int
     block_bytes: int = 0  # of all its layers and GPUs
+
+    @property
+    def host(self) -> str:
+        """The address of its node."""
+        return urlsplit(self.input_address).hostname or ""
 
 
 class Request(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -47,6 +54,12 @@ class ToolsCalled(Request, frozen=True):
     tenant: str
     conversation: str
     tools: list[str]
+
+
+class Lost(Request, frozen=True):
+    """A gateway's line to an engine broke: the engine has died, or only the line."""
+
+    engine_id: str
 
 
 class Hello(Request, frozen=True):
@@ -161,7 +174,7 @@ class Orders(Reply, frozen=True):
 
 
 request_decoder = msgspec.msgpack.Decoder(
-    Admit | Cancel | ToolsCalled | Hello | Ask | Join | Report | Drain | Leave
+    Admit | Cancel | ToolsCalled | Lost | Hello | Ask | Join | Report | Drain | Leave
 )
 reply_decoder = msgspec.msgpack.Decoder(
     Done | Placed | InLine | Called | Refused | OverLimit | Directory | Snapshot | Orders

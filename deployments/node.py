@@ -38,5 +38,5 @@ def new_engine_id() -> str:
 
 
 def new_client_index() -> int:
-    """A gateway's number towards engines. Random, since gateways do not know of each other."""
+    """A gateway's first number towards engines. Random: gateways do not know of each other."""
     return secrets.randbits(48) + 1  # 0 is the replica's own

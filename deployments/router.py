@@ -29,6 +29,7 @@ from deployments.messages import (
     InLine,
     Join,
     Leave,
+    Lost,
     Orders,
     OverLimit,
     Placed,
@@ -41,6 +42,7 @@ from deployments.messages import (
     request_decoder,
 )
 from deployments.node import application_name, new_router_id, node_address
+from deployments.spared_snapshot import SparedSnapshot
 from deployments.wire import Endpoint, RpcServer
 from ops.metrics.outlet import Outlet, process_registry
 from ops.metrics.plan import PLAIN_PLAN, MetricsPlan
@@ -59,14 +61,15 @@ logger = logging.getLogger("ray.serve")
 
 GATEWAY_SILENCE_S = 10.0  # gateways say hello every second
 ENGINE_SILENCE_S = 30.0  # an engine in one long step is silent, not gone; a dead one says Leave
+LOST_SILENCE_S = 2.0  # the same for one that a gateway has lost: both together mean gone
 CHECKPOINT_S = 1.0
 RESTORE_WITHIN_S = 1.0  # how long a new router waits for an engine that keeps a checkpoint
-NUM_KEEPERS = 2  # engines that hold the checkpoint; a router that dies with both starts level
+NUM_KEEPERS = 2  # engines that hold the checkpoint; a router that dies with all starts level
 HOUSEKEEPING_S = 1.0
 
 
 class TenantShares(Protocol):
-    """Where tenants' shares come from; read again as it changes."""
+    """Where tenants' shares come from; ``refresh``, in another thread, reads them again."""
 
     def refresh(self) -> None: ...
 
@@ -102,6 +105,7 @@ class Router:
         """``read_live`` checks a ``user_config``; without it there is nothing to change."""
         self._read_live = read_live
         self._refused_settings: str | None = None
+        self._spared = SparedSnapshot(self._make_snapshot, clock)
         self._pressure: FleetPressure | None = None
         self._fleet = new_fleet()
         self._shares = new_shares()
@@ -109,8 +113,10 @@ class Router:
         self._applied: tuple[Mapping[str, TenantShare], TenantShare] | None = None
         self._cards: dict[str, EngineCard] = {}
         self._heard_s: dict[str, float] = {}
+        self._suspected: set[str] = set()  # engines that a gateway has lost since they reported
         self._checkpoint_due_s: dict[str, float] = {}
-        self._in_line: dict[str, bytes] = {}  # who asked, by request
+        # Who asked, by request; a gateway may have sent it to an engine meanwhile, without us.
+        self._askers: dict[str, bytes] = {}
         self._gateways_heard_s: dict[bytes, float] = {}
         self._outlets = metrics.outlets
         self._metrics = RouterMetrics()
@@ -120,6 +126,7 @@ class Router:
         self._answers: dict[type[Request], Callable[..., Reply]] = {
             Cancel: self._cancel,
             ToolsCalled: self._tools_called,
+            Lost: self._lost,
             Ask: self._snapshot,
             Join: self._join,
             Report: self._report,
@@ -149,7 +156,7 @@ class Router:
         if self._read_live is None:
             return
         try:
-            live = self._read_live(user_config)
+            live = await asyncio.to_thread(self._read_live, user_config)
             self._fleet.go_by(live.make_policy, service=live.service, limits=live.limits)
         except Exception as error:  # noqa: BLE001  (somebody else's policy may raise anything)
             self._refused_settings = f"{error}; the settings before stay in force"
@@ -173,6 +180,11 @@ class Router:
             if task.done():
                 task.result()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self._fleet.num_live == 0
+
     async def endpoint(self) -> Endpoint:
         """Where to call: asked through Serve, once, by everyone who then talks directly."""
         return self._server.endpoint
@@ -194,7 +206,7 @@ class Router:
     def _tell_called(self) -> None:
         """Send those who waited in line their places."""
         for request_id, place in self._fleet.take_called().items():
-            caller = self._in_line.pop(request_id)
+            caller = self._askers.pop(request_id)
             self._server.push(caller, Called(request_id, place.engine_id, place.priority))
 
     def _admit(self, caller: bytes, request: Admit) -> Reply:
@@ -208,14 +220,14 @@ class Router:
             )
         request_id = request.request.request_id
         if placement is None:
-            self._in_line[request_id] = caller
+            self._askers[request_id] = caller
             self._gateways_heard_s.setdefault(caller, self._now_s())
             return InLine(self._fleet.keeps_turns)
-        self._in_line.pop(request_id, None)
+        self._askers.pop(request_id, None)
         return Placed(placement.engine_id, placement.priority)
 
     def _cancel(self, request: Cancel) -> Reply:
-        self._in_line.pop(request.request_id, None)
+        self._askers.pop(request.request_id, None)
         self._fleet.cancel(request.request_id)
         return Done()
 
@@ -223,15 +235,23 @@ class Router:
         self._fleet.tools_called(request.tenant, request.conversation, request.tools)
         return Done()
 
+    def _lost(self, request: Lost) -> Reply:
+        # Until it is forgotten, requests would be sent there and those of others kept in line.
+        self._suspected.add(request.engine_id)
+        return Done()
+
     def _directory(self, _request: Hello) -> Reply:
         return Directory(list(self._cards.values()))
 
     def _snapshot(self, _request: Ask) -> Reply:
+        return Snapshot(self._spared.read())
+
+    def _make_snapshot(self) -> bytes:
         ours = {
             "refused_settings": self._refused_settings,
             "pressure": msgspec.structs.asdict(self._pressure) if self._pressure else None,
         }
-        return Snapshot(msgspec.json.encode({**self._fleet.snapshot(), **ours}))
+        return msgspec.json.encode({**self._fleet.snapshot(), **ours})
 
     def _join(self, request: Join) -> Reply:
         card = request.card
@@ -267,6 +287,7 @@ class Router:
     def _take_report(self, engine_id: str, request: Join | Report) -> Orders:
         now = self._now_s()
         self._heard_s[engine_id] = now
+        self._suspected.discard(engine_id)
         self._fleet.on_report(engine_id, request.progress)
         return Orders(
             priorities=self._fleet.priority_changes(engine_id),
@@ -276,11 +297,19 @@ class Router:
         )
 
     def _checkpoint_for(self, engine_id: str, now: float) -> bytes | None:
-        keepers = list(self._cards)[:NUM_KEEPERS]
-        if engine_id not in keepers or now < self._checkpoint_due_s.get(engine_id, 0.0):
+        if engine_id not in self._keepers() or now < self._checkpoint_due_s.get(engine_id, 0.0):
             return None
         self._checkpoint_due_s[engine_id] = now + CHECKPOINT_S
         return msgspec.msgpack.encode(self._fleet.checkpoint())
+
+    def _keepers(self) -> list[str]:
+        """Those that joined first, each on a node of its own while there are so many."""
+        first_of_node: dict[str, str] = {}
+        for engine_id, card in self._cards.items():
+            first_of_node.setdefault(card.host, engine_id)
+        apart = list(first_of_node.values())
+        others = [engine_id for engine_id in self._cards if engine_id not in apart]
+        return [*apart, *others][:NUM_KEEPERS]
 
     def _restore(self, checkpoint: bytes) -> None:
         try:
@@ -311,16 +340,16 @@ class Router:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
+            # 5,000 tenants take 0.25 s to read: too long for the loop that admits.
+            await asyncio.to_thread(self._shares.refresh)
             self._apply_shares()
             now = self._now_s()
-            for engine_id, heard_s in list(self._heard_s.items()):
-                if now - heard_s > ENGINE_SILENCE_S:
-                    self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
+            self._forget_silent_engines(now)
             self._drop_silent_gateways(now)
             self._pressure = self._fleet.take_pressure()
             self._metrics.num_engines = len(self._cards)
             self._metrics.num_gateways = len(self._gateways_heard_s)
-            self._metrics.num_in_line = len(self._in_line)
+            self._metrics.num_in_line = self._fleet.num_in_line
 
     def _open_outlet(self) -> None:
         application, push = application_name(), self._outlets.push
@@ -334,6 +363,13 @@ class Router:
         )
         self._outlet.open()
 
+    def _forget_silent_engines(self, now: float) -> None:
+        for engine_id, heard_s in list(self._heard_s.items()):
+            within_s = LOST_SILENCE_S if engine_id in self._suspected else ENGINE_SILENCE_S
+            if now - heard_s > within_s:
+                self._forget(engine_id, f"was silent for {now - heard_s:.0f} s")
+        self._suspected &= self._heard_s.keys()
+
     def _drop_silent_gateways(self, now: float) -> None:
         """Nobody would send what waits in line for a gateway that is gone."""
         silent = [
@@ -343,12 +379,11 @@ class Router:
         ]
         for caller in silent:
             del self._gateways_heard_s[caller]
-            for request_id in [name for name, asker in self._in_line.items() if asker == caller]:
-                del self._in_line[request_id]
-                self._fleet.cancel(request_id)
+            for request_id in [name for name, asker in self._askers.items() if asker == caller]:
+                del self._askers[request_id]
+                self._fleet.cancel_waiting(request_id)
 
     def _apply_shares(self) -> None:
-        self._shares.refresh()
         shares, default = dict(self._shares.shares), self._shares.default_share
         if (shares, default) != self._applied:
             self._applied = shares, default

@@ -4,6 +4,7 @@ Serve awaits a constructor that is a coroutine and a ``__del__`` too; plain clas
 by methods, so that tests need no cluster. The difference is bridged here and nowhere else.
 """
 
+import asyncio
 from typing import Any, Protocol
 
 from ray import serve
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 
 from deployments.replica_accept import accept_many_per_turn
 from deployments.replica_port import keep_replica_port_to_node
-from deployments.steady_heap import settle_heap
+from deployments.steady_heap import keep_heap, settle_heap
 
 
 class Startable(Protocol):
@@ -21,18 +22,26 @@ class Startable(Protocol):
 
     async def stop(self) -> None: ...
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for this process just now."""
+
 
 def served(cls: Any) -> type:
     """``cls`` as Serve wants it: started when constructed, stopped when deleted."""
 
     class Served(cls):
+        _heap_task: asyncio.Task[None] | None = None
+
         async def __init__(self, **settings: Any) -> None:  # type: ignore[misc]  # Serve awaits it
             keep_replica_port_to_node()
             super().__init__(**settings)
             await self.start()
-            settle_heap()
+            self._heap_task = _steady_heap(self)
 
         async def __del__(self) -> None:
+            if self._heap_task is not None:
+                self._heap_task.cancel()
             await self.stop()
 
     Served.__name__ = Served.__qualname__ = cls.__name__
@@ -43,16 +52,25 @@ def served_app(cls: Any) -> type:
     """``cls``, whose ``build`` makes an ASGI app, as an ingress deployment. Stopped as above."""
 
     class ServedApp(cls):
+        _heap_task: asyncio.Task[None] | None = None
+
         async def __serve_build_asgi_app__(self) -> ASGIApp:
             keep_replica_port_to_node()
             accept_many_per_turn()
             app: ASGIApp = await self.build()
-            settle_heap()
+            self._heap_task = _steady_heap(self)
             return app
 
         async def __del__(self) -> None:
+            if self._heap_task is not None:
+                self._heap_task.cancel()
             await self.stop()
 
     ServedApp.__name__ = ServedApp.__qualname__ = cls.__name__
     wrapped: type = serve.ingress()(ServedApp)
     return wrapped
+
+
+def _steady_heap(replica: Any) -> asyncio.Task[None]:
+    settle_heap()
+    return asyncio.create_task(keep_heap(lambda: replica.is_idle), name="heap")

@@ -61,6 +61,7 @@ logger = logging.getLogger("ray.serve")
 TENANT_ARG = "fastswitch_tenant"  # where the engine's scheduler looks for the tenant
 
 # The ends of an answer by itself; the others are the engine's doing.
+RETRY_S = 5.0  # while no engine would take a request that has to go on
 OWN_ENDS = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
 
 
@@ -102,7 +103,7 @@ class OwnedRequest:
     """A request of this gateway and the engine that has it; None while it looks for one."""
 
     __slots__ = (
-        *("admission", "admit", "engine_id", "is_continued"),
+        *("admission", "admit", "engine_id", "is_continued", "lost_engines"),
         *("meter", "request", "transcript", "way"),
     )
 
@@ -121,6 +122,7 @@ class OwnedRequest:
         self.way = way
         self.transcript = Transcript()
         self.engine_id: str | None = None
+        self.lost_engines: list[str] = []  # those that have had it, the last one last
         self.is_continued = False  # its engine was sent it in the middle of its answer
 
     @property
@@ -128,13 +130,20 @@ class OwnedRequest:
         """Whether another engine can take it from here."""
         return self.way is not Way.END or len(self.transcript) == 0
 
+    @property
+    def goes_on_as(self) -> str:
+        """What became of its answer where it was sent to another engine, in a metric's word."""
+        if not self.is_continued:
+            return "begun"
+        return "replayed" if self.way is Way.REPLAY else "continued"
+
     def lose_engine(self) -> None:
         """Be ready for another engine, from where the lost one has left off."""
         assert self.engine_id is not None
         self.admit = Admit(
-            msgspec.structs.replace(self.admit.request, output_done=len(self.transcript)),
-            avoid=[*self.admit.avoid, self.engine_id],
+            msgspec.structs.replace(self.admit.request, output_done=len(self.transcript))
         )
+        self.lost_engines.append(self.engine_id)
         self.engine_id = None
         self.is_continued = len(self.transcript) > 0
         if self.way is Way.REPLAY:
@@ -156,7 +165,6 @@ class FleetClient(EngineCoreClient):
     def __init__(
         self,
         vllm_config: VllmConfig,
-        client_index: int,
         fleet: FleetView,
         current_caller: Callable[[], Caller],
         metrics: RequestMetrics,
@@ -165,7 +173,6 @@ class FleetClient(EngineCoreClient):
     ) -> None:
         self.vllm_config = vllm_config
         self.engine_ranks_managed = [0]
-        self._client_index = client_index
         self._fleet = fleet
         self._current_caller = current_caller
         self._metrics = metrics
@@ -287,7 +294,6 @@ class FleetClient(EngineCoreClient):
 
     def _label(self, request: EngineCoreRequest, tenant: str) -> None:
         """Write into the request what the engine must know, over whatever a client put there."""
-        request.client_index = self._client_index
         request.cache_salt = _tenant_salt(tenant) + (request.cache_salt or "")
         if request.sampling_params is not None:
             extra = {**(request.sampling_params.extra_args or {}), TENANT_ARG: tenant}
@@ -295,7 +301,9 @@ class FleetClient(EngineCoreClient):
             request.sampling_params.extra_args = extra
 
     async def _send_somewhere(self, owned: OwnedRequest) -> None:
-        link, priority = await self._fleet.place(owned.admit, owned.admission.in_line)
+        avoid = self._fleet.still_avoided(owned.lost_engines)
+        admit = msgspec.structs.replace(owned.admit, avoid=avoid)
+        link, priority = await self._fleet.place(admit, owned.admission.in_line)
         owned.meter.placed(time.monotonic())
         request = owned.to_send()
         if self._owned.get(request.request_id) is not owned:
@@ -304,10 +312,13 @@ class FleetClient(EngineCoreClient):
             await self._fleet.cancel(request.request_id)
             return
         owned.engine_id = link.card.engine_id
+        request.client_index = link.client_index
         request.priority = priority
         request.session_id = owned.admit.request.conversation
         self._watch.placed(request.request_id, link.card.engine_id, priority)
         await link.send([EngineCoreRequestType.ADD.value, *self._encode(request)])
+        if owned.lost_engines:
+            owned.meter.moved(owned.goes_on_as)
 
     async def _abort_on(self, engine_id: str, request_ids: list[str]) -> None:
         link = self._fleet.link(engine_id)
@@ -401,12 +412,18 @@ class FleetClient(EngineCoreClient):
         Raises:
             NoEngineLeftError: none has come up in time.
         """
+        until_s: float | None = None
         while True:
             try:
                 await self._send_somewhere(owned)
             except NoEngineLeftError:
-                if not await self._fleet.engine_comes_up(self._continuation_timeout_s):
+                now_s = time.monotonic()
+                until_s = until_s or now_s + self._continuation_timeout_s
+                if now_s >= until_s:
                     raise
+                # One that is there already may come to count as back.
+                if await self._fleet.engine_comes_up(min(until_s - now_s, RETRY_S)):
+                    until_s = None
             else:
                 return
 
@@ -415,7 +432,7 @@ class FleetClient(EngineCoreClient):
         request_id = owned.request.request_id
         if self._disown(request_id, "error") is None:
             return
-        lost_engine_id = owned.admit.avoid[-1]
+        lost_engine_id = owned.lost_engines[-1]
         self.fail_request(
             request_id,
             EngineLostError(

@@ -10,6 +10,7 @@ surfaces; ``tests/deployments/test_vllm_contract.py`` pins each of them.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -35,11 +36,14 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments import wire
 from deployments.engine_order import (
+    CHANGES,
     ECHO,
     ERROR_MARK,
     EXCHANGE,
     HEARTBEAT,
     STAGE,
+    STUCK,
+    Changes,
     EngineOrder,
     Exchange,
 )
@@ -53,7 +57,11 @@ from ops.metrics.push import Group
 logger = logging.getLogger(__name__)
 
 POLL_MS = 1000
+TYPES: dict[bytes, type[Exchange | Changes]] = {EXCHANGE: Exchange, CHANGES: Changes}
 HELD_UP_S = 3.0  # the input thread looks once a second, unless it is not let
+# A model that runs on the processor takes all of it. Gateways and router want little, and
+# everybody waits for them: they go first, or their ten milliseconds become thirty.
+CPU_NICENESS = 10
 
 
 class ListeningEngineCore(EngineCoreProc):
@@ -65,6 +73,7 @@ class ListeningEngineCore(EngineCoreProc):
         self._keys = zmq.curve_keypair()
         self._heard_s: dict[int, float] = {}
         self._stage = ECHO
+        self._asked_s = math.inf  # the oldest exchange that is not answered yet came in then
         self._looked_s = time.monotonic()
         super().__init__(
             vllm_config,
@@ -138,14 +147,16 @@ class ListeningEngineCore(EngineCoreProc):
         if kind == HEARTBEAT:
             client_index = int.from_bytes(frames[0].bytes, "little")
             self._heard_s[client_index] = time.monotonic()
-            self.output_queue.put_nowait((client_index, self._stage))
+            self.output_queue.put_nowait((client_index, self._present_stage()))
             return
         if kind == STAGE:
             self._enter_stage(frames[0].bytes)
             return
-        if kind == EXCHANGE:
-            exchange = msgspec.msgpack.decode(frames[0].buffer, type=Exchange)
-            self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, exchange))
+        if kind in TYPES:
+            message = msgspec.msgpack.decode(frames[0].buffer, type=TYPES[kind])
+            if kind == EXCHANGE:
+                self._asked_s = min(self._asked_s, time.monotonic())
+            self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, message))
             return
         if kind == EngineCoreRequestType.ADD.value:
             self._take_request(decode_request(frames))
@@ -163,18 +174,28 @@ class ListeningEngineCore(EngineCoreProc):
         for client_index in self._heard_s:
             self.output_queue.put_nowait((client_index, stage))
 
+    def _present_stage(self) -> bytes:
+        is_stuck = time.monotonic() - self._asked_s > self._order.stuck_s
+        return STUCK if is_stuck and self._stage == ECHO else self._stage
+
     def _take_request(self, request: EngineCoreRequest) -> None:
         self._heard_s.setdefault(request.client_index, time.monotonic())
         try:
             item = self.preprocess_add_request(request)
         except Exception:  # noqa: BLE001  (whatever it is, it is this one request's)
-            self._handle_request_preproc_error(request)
+            # Unless the engine has been told to end, and its own parts have: then nobody answers,
+            # and to a gateway that hears nothing more the request is to go on elsewhere.
+            if self.shutdown_state is EngineShutdownState.RUNNING:
+                self._handle_request_preproc_error(request)
             return
         self.input_queue.put_nowait((EngineCoreRequestType.ADD, item))
 
     def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
         if isinstance(request, Exchange):
             self._answer(request)
+        elif isinstance(request, Changes):
+            self.scheduler.set_priorities(request.priorities)
+            self.scheduler.pin_turns(request.pins_s)
         elif isinstance(request, _SilentClient):
             self._end_client(request.client_index)
         else:
@@ -186,8 +207,7 @@ class ListeningEngineCore(EngineCoreProc):
         return self.shutdown_state is EngineShutdownState.RUNNING
 
     def _answer(self, exchange: Exchange) -> None:
-        self.scheduler.set_priorities(exchange.priorities)
-        self.scheduler.pin_turns(exchange.pins_s)
+        self._asked_s = math.inf
         progress = self.scheduler.take_progress(exchange.is_full)
         self.output_queue.put_nowait((exchange.client_index, msgspec.msgpack.encode(progress)))
 
@@ -276,6 +296,8 @@ def run(order: EngineOrder) -> None:
 
 
 def _run(order: EngineOrder, vllm_config: VllmConfig) -> None:
+    if vllm_config.device_config.device_type == "cpu":
+        os.nice(CPU_NICENESS)  # workers inherit it
     core = ListeningEngineCore(order, vllm_config)
 
     def stop(_signal: int, _frame: Any) -> None:

@@ -22,8 +22,10 @@ from deployments.messages import Request, reply_decoder
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_MS = 5_000
-PEER_SILENCE_MS = 30_000
+# A gateway has to give up an engine that is silent before that engine gives up the gateway and ends
+# its requests (``EngineOrder.client_silence_s``): they are to go on elsewhere, not to be cut short.
+HEARTBEAT_MS = 2_000
+PEER_SILENCE_MS = 8_000
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
@@ -55,7 +57,12 @@ def bind(
 
 
 def connect(
-    context: Context, kind: int, endpoint: Endpoint, *, identity: bytes | None = None
+    context: Context,
+    kind: int,
+    endpoint: Endpoint,
+    *,
+    identity: bytes | None = None,
+    is_same_machine: bool = False,
 ) -> Socket:
     """Reach ``endpoint``. Returns at once: ZeroMQ connects behind the scenes."""
     public, secret = zmq.curve_keypair()
@@ -65,6 +72,8 @@ def connect(
     socket.curve_serverkey = endpoint.public_key.encode()
     socket.curve_publickey, socket.curve_secretkey = public, secret
     _prepare(socket)
+    if not is_same_machine:  # which does not vanish from itself; it may be suspended for long
+        _expect_signs_of_life(socket)
     socket.connect(endpoint.address)
     return socket
 
@@ -80,10 +89,17 @@ def _prepare(socket: Socket) -> None:
     socket.sndhwm = 0
     socket.rcvhwm = 0
     socket.linger = 0
-    # A machine that loses its power closes no connection. ZeroMQ's own threads ask and answer, so
-    # a process that is busy or stopped for a while does not count as gone before the timeout.
+
+
+def _expect_signs_of_life(socket: Socket) -> None:
+    """Have both ends of a connection close it when the other's machine has vanished.
+
+    A machine that loses its power closes no connection. ZeroMQ's own threads ask and answer, so
+    a process that is busy or stopped for a while does not count as gone before the timeout.
+    """
     socket.heartbeat_ivl = HEARTBEAT_MS
     socket.heartbeat_timeout = PEER_SILENCE_MS
+    socket.heartbeat_ttl = PEER_SILENCE_MS  # what the other end goes by
 
 
 _UNASKED = b""  # in the place of a call's number

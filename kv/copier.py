@@ -1,8 +1,8 @@
 """Copies runs of blocks between device and host memory.
 
 Owns tensors and nothing else. Both sides are ``(num_blocks, bytes)`` rows per layer
-(``kv.layout``), so a run of blocks is one contiguous piece of each layer. ``kv.cuda_copier`` does
-the same where the device is a GPU.
+(``kv.layout``), so a run of blocks is one contiguous piece of each layer. ``kv.vllm_cuda_copier``
+does the same where the device is a GPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from kv.runs import Descriptor
+from kv.runs import Descriptor, describe, one_by_one
 from kv.swap_plan import Direction
 
 
@@ -23,6 +23,12 @@ class Copier(Protocol):
     """
 
     is_stream_ordered: bool
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        """In how many copies it moves ``device_blocks[i]`` to or from ``host_blocks[i]``."""
+        ...
 
     def mark(self) -> Any:
         """What the device has been given to compute so far; called by the engine's thread."""
@@ -50,6 +56,11 @@ class CpuCopier:
         # numpy copies a run with memcpy's speed and lets other threads run meanwhile (two x86
         # cores, runs of 32 blocks of 16 KiB: 21 GB/s, torch's copy_ 15, one large memcpy 19).
         self._layers = [(device[name].numpy(), host[name].numpy()) for name in device]
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        return describe(device_blocks, host_blocks)
 
     def mark(self) -> None:
         return None
@@ -81,6 +92,11 @@ class BlockwiseCopier(CpuCopier):
     ) -> None:
         super().__init__(device, host)
         self._tensors = [(device[name], host[name]) for name in device]
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        return one_by_one(device_blocks, host_blocks)
 
     def begin(
         self, direction: Direction, descriptors: Sequence[Descriptor], after: None = None

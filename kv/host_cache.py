@@ -186,6 +186,12 @@ class HostCache:
             if not self._num_needing[block]:
                 self._free([block])
 
+    def leave_index(self) -> None:
+        """What is put from now on is for nobody but who has this cache."""
+        if self._index:
+            self._index.strike(range(self.num_blocks))
+            self._index = None
+
     def end_generation(self) -> None:
         """What is put from now on is younger than all there is."""
         self._generation += 1

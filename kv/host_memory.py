@@ -1,6 +1,7 @@
 """Host memory for KV: how much the machine can spare, its allocation, and rows cut out of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from mmap import PAGESIZE
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,7 @@ def check_fits(wanted_gib: float, num_bytes: int, free: int) -> None:
 
 
 def allocate(
-    device_rows: Mapping[str, torch.Tensor], num_host_blocks: int, *, is_pinned: bool
+    device_rows: Mapping[str, torch.Tensor], num_host_blocks: int
 ) -> dict[str, torch.Tensor]:
     """Rows of host memory to match a device's: ``(num_host_blocks, bytes)`` each."""
     rows = {}
@@ -54,9 +55,6 @@ def allocate(
         # Written now: the first write to a page costs several times a copy's, and a machine that
         # has promised more memory than it has should fail at start.
         rows[name].zero_()
-        if is_pinned:
-            # Not pin_memory=True: that rounds up to the next power of two.
-            pin(rows[name])
     return rows
 
 
@@ -76,13 +74,39 @@ def rows_bytes(device_rows: Mapping[str, torch.Tensor], num_host_blocks: int) ->
     return num_host_blocks * sum(device.shape[1] for device in device_rows.values())
 
 
-def pin(tensor: torch.Tensor) -> None:
-    """Lock memory for the GPU's copies, as it lies.
+def pin(rows: Iterable[torch.Tensor], wanted_gib: float) -> None:
+    """Lock rows for the GPU's copies, as they lie: each layer's by themselves.
+
+    Drivers refuse a single piece of hundreds of GiB, and no copy goes from one layer's rows into
+    another's. torch's own pinned tensors would round up to the next power of two.
 
     Raises:
-        HostMemorySizeError: the driver refuses.
+        HostMemorySizeError: the driver refuses, with what it would take. Nothing stays pinned.
     """
-    failure = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
-    if failure.value:
-        problem = f"the GPU's driver refused to pin {tensor.nbytes} bytes (CUDA error {failure})"
-        raise HostMemorySizeError(tensor.nbytes / GIB, problem)
+    cudart = torch.cuda.cudart()
+    pieces = _pieces(rows)
+    for number, (start, end) in enumerate(pieces):
+        failure = cudart.cudaHostRegister(start, end - start, 0)
+        if failure.value:
+            for pinned, _ in pieces[:number]:
+                cudart.cudaHostUnregister(pinned)
+            share = sum(end - start for start, end in pieces[:number]) / sum(
+                end - start for start, end in pieces
+            )
+            problem = (
+                f"the GPU's driver refused to pin more than {wanted_gib * share:.1f} GiB of it "
+                f"(CUDA error {failure}); is locked memory limited here (ulimit -l)?"
+            )
+            raise HostMemorySizeError(wanted_gib, problem)
+
+
+def _pieces(rows: Iterable[torch.Tensor]) -> list[tuple[int, int]]:
+    """Where each layer's rows begin and end; layers that share a page are one piece."""
+    pieces: list[tuple[int, int]] = []
+    for layer in rows:
+        start, end = layer.data_ptr(), layer.data_ptr() + layer.nbytes
+        if pieces and pieces[-1][1] == start and start % PAGESIZE:
+            pieces[-1] = pieces[-1][0], end
+        else:
+            pieces.append((start, end))
+    return pieces

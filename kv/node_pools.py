@@ -71,8 +71,12 @@ def claim_pool(folder: Path, kind: str) -> PoolClaim:
         SharedPoolError: there is no shared memory, or a folder in there is not ours alone.
     """
     user, run = folder.parents[1], folder.parent
-    for each in (user, run, folder):
-        _make_private(each)
+    try:
+        _make_all_private(user, run, folder)
+    except SharedPoolError:
+        # Another process that removes leftovers takes an empty user's folder along, which ours was
+        # before ``run`` was in it. Whatever else is wrong is wrong the second time too.
+        _make_all_private(user, run, folder)
     remove_leftovers(user.parent, own_run=run.name)
     found, num_refused = None, 0
     for pool in sorted(folder.glob("[!.]*")):
@@ -91,6 +95,12 @@ def claim_pool(folder: Path, kind: str) -> PoolClaim:
     return PoolClaim(pool, num_refused, lock)
 
 
+def pools_beside(pool: Path) -> list[Path]:
+    """The other pools of the application that are of this one's kind, whoever has them."""
+    kind, _, _ = pool.name.rpartition("-")
+    return sorted(each for each in pool.parent.glob(f"{kind}-*") if each != pool)
+
+
 def remove_leftovers(shared_memory: Path = SHARED_MEMORY, own_run: str = "") -> None:
     """Remove this user's pools of runs that are over; those that still have an owner stay."""
     user = _user_folder(shared_memory)
@@ -107,6 +117,11 @@ def remove_leftovers(shared_memory: Path = SHARED_MEMORY, own_run: str = "") -> 
 
 def _user_folder(shared_memory: Path) -> Path:
     return shared_memory / f"fastswitch-{os.geteuid()}"
+
+
+def _make_all_private(*folders: Path) -> None:
+    for each in folders:
+        _make_private(each)
 
 
 def _make_private(folder: Path) -> None:

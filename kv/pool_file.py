@@ -1,14 +1,15 @@
 """A file of a pool in shared memory: locked, mapped, and either taken over whole or made anew.
 
 Owns a file's size, permissions and header. The header's fingerprint says what was put in and how
-it lies; only who would put in the same, in the same way, takes over what is there. What the content
-means is the owner's.
+it lies; only who would put in the same, in the same way, takes over what is there, or reads it
+beside its owner. What the content means is the owner's.
 """
 
 import fcntl
 import mmap
 import os
 import stat
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from kv.errors import SharedPoolError
 
 HEADER_BYTES = 4096  # a page, so that what follows lies on one
 FINGERPRINT_BYTES = 32
-_MAGIC = np.frombuffer(b"FSPOOL01", dtype=np.uint8)
+_MAGIC = np.frombuffer(b"FSPOOL02", dtype=np.uint8)
 _LIFE_AT = 64
+_NOBODY = 0  # no life is called so
 
 
 def fingerprint(*facts: object) -> bytes:
@@ -49,6 +51,8 @@ class PoolFile:
                 header[: len(identity)], identity
             )
             self.is_refused = num_before > 0 and not self.is_kept
+            if self.is_refused:
+                self._exchange()
             if not self.is_kept:
                 self._make_anew()
             self._memory = mmap.mmap(
@@ -70,6 +74,10 @@ class PoolFile:
         """Leave word that the content is in the hands of this life of the pool's owner."""
         np.frombuffer(self._memory, dtype="<u8", count=1, offset=_LIFE_AT)[0] = life
 
+    def name_nobody(self) -> None:
+        """Leave word that the content may not be what a life before has made it."""
+        self.name_life(_NOBODY)
+
     def close(self) -> None:
         """Let go of the file; what it holds stays for the next one. May be said twice."""
         if self._is_closed:
@@ -84,14 +92,70 @@ class PoolFile:
         except BlockingIOError:
             raise SharedPoolError(str(self._path), "another process still has it") from None
 
+    def _exchange(self) -> None:
+        """Put an empty file in the place of this one, which neighbours may be reading.
+
+        Cut short under their hands it would kill them. It goes with the last of them.
+        """
+        self._path.unlink()
+        empty = _open_private(self._path)
+        os.close(self._descriptor)
+        self._descriptor = empty
+        self._own()
+
     def _make_anew(self) -> None:
-        os.ftruncate(self._descriptor, 0)  # not written over: what was there must not shine through
         try:
             os.posix_fallocate(self._descriptor, 0, self._size)
         except OSError as error:
             os.ftruncate(self._descriptor, 0)
             problem = f"{self._size} bytes cannot be had ({error.strerror})"
             raise SharedPoolError(str(self._path), problem) from None
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """What files have in common whose content means the same: their size and how they begin."""
+
+    size: int
+    identity: bytes
+
+
+def kind_of(path: Path) -> FileKind:
+    """Raises SharedPoolError: there is no such file of ours."""
+    descriptor = _open_private(path, os.O_RDONLY)
+    try:
+        identity = os.pread(descriptor, len(_MAGIC) + FINGERPRINT_BYTES, 0)
+        return FileKind(os.fstat(descriptor).st_size, identity)
+    finally:
+        os.close(descriptor)
+
+
+class NeighbourFile:
+    """Another owner's file as it stands, to be read while that one writes.
+
+    Mapped as long as this, or what was made of ``content``, is there, and no longer: what a pool
+    that has gone took must not stay taken.
+    """
+
+    def __init__(self, path: Path, kind: FileKind) -> None:
+        """Raises SharedPoolError: there is none of this user's, or none of this ``kind``."""
+        descriptor = _open_private(path, os.O_RDONLY)
+        try:
+            if os.fstat(descriptor).st_size != kind.size:
+                raise SharedPoolError(str(path), "it is of another kind")
+            self._memory = mmap.mmap(descriptor, kind.size, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        # Its owner writes this last, and in a file of this size never changes it.
+        if self._memory[: len(kind.identity)] != kind.identity:
+            raise SharedPoolError(str(path), "it is of another kind")
+        self.content = np.frombuffer(self._memory, dtype=np.uint8)[HEADER_BYTES:]
+
+    @property
+    def life(self) -> int | None:
+        """In whose hands the content is; None while nobody answers for it."""
+        life = int(np.frombuffer(self._memory, dtype="<u8", count=1, offset=_LIFE_AT)[0])
+        return None if life == _NOBODY else life
 
 
 def life_in(path: Path) -> int | None:
@@ -108,14 +172,14 @@ def _identity(wanted: bytes) -> np.ndarray:
     return np.concatenate([_MAGIC, np.frombuffer(wanted, dtype=np.uint8)])
 
 
-def _open_private(path: Path) -> int:
+def _open_private(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:
     """Open or make a file that only this user can read, and nobody but this user has made.
 
     Raises:
         SharedPoolError: it is somebody else's, or no plain file.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SharedPoolError(str(path), f"it cannot be opened ({error.strerror})") from None
     found = os.fstat(descriptor)

@@ -6,6 +6,10 @@ copy. The planner enters a key before the copy is ordered, a worker notes the st
 are there, and no stamp is used twice; so there is no moment at which a block that is half written,
 or holds somebody else's KV, can be found. A process that is killed loses nothing that it has
 stored, so the order of stores is all that is needed; a seal over each entry finds other damage.
+
+Neighbours look at the tables while they are written. What they find is true of some moment since
+they began to look; whether it still is, after they have copied a block, the stamps tell
+(``kv.neighbour_copier``).
 """
 
 from collections.abc import Sequence
@@ -27,11 +31,8 @@ class PoolIndex:
     """
 
     def __init__(self, memory: np.ndarray, num_blocks: int, key_bytes: int) -> None:
-        columns = _column_bytes(num_blocks, key_bytes)
-        stamps, seals, ages, keys = np.split(memory, np.cumsum(columns)[:-1])
-        self._stamps, self._seals = stamps.view("<u8"), seals.view("<u8")
-        self._ages = ages.view("<u8")
-        self._keys = keys.reshape(num_blocks, key_bytes)
+        columns = _columns(memory, num_blocks, key_bytes)
+        self._stamps, self._seals, self._ages, self._keys = columns
         # Later than any stamp or age in here, whatever the machine's clock says.
         self.first_stamp = 1 + max(
             time_ns(), int(self._stamps.max(initial=0)), int(self._ages.max(initial=0))
@@ -81,12 +82,33 @@ class PoolIndex:
         return [(block, key) for key, block in block_by_key.items()]
 
     def _seal(self, blocks: np.ndarray, stamps: np.ndarray) -> np.ndarray:
-        """A number that entries other than these are most unlikely to have."""
-        words = self._keys[blocks].view("<u8")
-        seal = (blocks.astype("<u8") + np.uint64(1)) * _MIXED ^ stamps.astype("<u8")
-        for column in range(words.shape[1]):
-            seal = (seal ^ words[:, column]) * _MIXED
-        return seal
+        return _seals(self._keys[blocks], blocks, stamps)
+
+
+class NeighbourIndex:
+    """The same table in the hands of another planner, which may be writing it."""
+
+    def __init__(self, memory: np.ndarray, num_blocks: int, key_bytes: int) -> None:
+        self._stamps, self._seals, _, self._keys = _columns(memory, num_blocks, key_bytes)
+
+    def whole(self, landed: Sequence[np.ndarray]) -> np.ndarray:
+        """The stamp of each block that every worker has landed, and 0 for all others.
+
+        ``landed`` are the stamps of every worker's copies.
+        """
+        stamps = self._stamps.copy()
+        for each in landed:
+            stamps[each != stamps] = 0
+        return stamps
+
+    def keys(self, blocks: np.ndarray, stamps: np.ndarray) -> list[bytes | None]:
+        """The keys entered with these stamps; None where there is another entry by now."""
+        keys = self._keys[blocks]
+        is_sealed = _seals(keys, blocks, stamps) == self._seals[blocks]
+        found = keys.view(f"V{keys.shape[1]}").ravel().tolist()
+        return [
+            key if is_good else None for key, is_good in zip(found, is_sealed.tolist(), strict=True)
+        ]
 
 
 class Landings:
@@ -117,6 +139,27 @@ def landing_bytes(num_blocks: int) -> int:
 def landed_stamps(path: Path, num_blocks: int) -> np.ndarray:
     """A worker's table as it stands in its file, right behind the header."""
     return np.fromfile(path, dtype="<u8", count=num_blocks, offset=HEADER_BYTES)
+
+
+def stamps_in(memory: np.ndarray, num_blocks: int) -> np.ndarray:
+    """The stamps of a planner's table, or of a worker's: both begin with them."""
+    return memory[: landing_bytes(num_blocks)].view("<u8")
+
+
+def _columns(memory: np.ndarray, num_blocks: int, key_bytes: int) -> tuple[np.ndarray, ...]:
+    sizes = _column_bytes(num_blocks, key_bytes)
+    stamps, seals, ages, keys = np.split(memory, np.cumsum(sizes)[:-1])
+    numbers = (column.view("<u8") for column in (stamps, seals, ages))
+    return (*numbers, keys.reshape(num_blocks, key_bytes))
+
+
+def _seals(keys: np.ndarray, blocks: np.ndarray, stamps: np.ndarray) -> np.ndarray:
+    """For each entry a number that no other is likely to have."""
+    words = keys.view("<u8")
+    seal = (blocks.astype("<u8") + np.uint64(1)) * _MIXED ^ stamps.astype("<u8")
+    for column in range(words.shape[1]):
+        seal = (seal ^ words[:, column]) * _MIXED
+    return seal
 
 
 def _column_bytes(num_blocks: int, key_bytes: int) -> list[int]:

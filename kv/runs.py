@@ -52,3 +52,9 @@ def describe(device_blocks: Sequence[int], host_blocks: Sequence[int]) -> list[D
         distance, device_start = divmod(start, _FAR)
         described.append(Descriptor(device_start, device_start + distance, end - start))
     return described
+
+
+def one_by_one(device_blocks: Sequence[int], host_blocks: Sequence[int]) -> list[Descriptor]:
+    """A copy of its own for each block, whatever lies beside it."""
+    pairs = zip(device_blocks, host_blocks, strict=True)
+    return [Descriptor(device, host, 1) for device, host in pairs]

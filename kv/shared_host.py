@@ -3,7 +3,8 @@
 Owns what lies where in a pool's files, and whether what an owner before has left may be used.
 A worker's file has its landings and its part of every block, the planner's the index. A worker
 leaves word in its file of the owner's life for which it has opened it; the planner goes without
-the pool if one has not.
+the pool if one has not. Until then nobody answers for what the file holds, so that neighbours
+leave it alone.
 """
 
 import shutil
@@ -16,12 +17,16 @@ import torch
 
 from kv.errors import SharedPoolError
 from kv.host_memory import GIB, check_fits, free_bytes, rows_bytes, rows_in
+from kv.memory_order import keep_order
+from kv.neighbour_copier import NeighbourCopier
+from kv.neighbours import PoolShape
 from kv.pool_file import HEADER_BYTES, PoolFile, fingerprint, life_in
 from kv.pool_index import Landings, PoolIndex, index_bytes, landed_stamps, landing_bytes
 from kv.settings import PoolPlace
 from kv.swap_plan import BlockCopies
 
 _PAGE_BYTES = 4096
+_INDEX = "index"
 
 
 class SharedRows:
@@ -52,9 +57,12 @@ class SharedRows:
         check_fits(host_kv_gib, num_bytes, free_bytes() + already)
         _check_has_room(place.folder, num_bytes, already, host_kv_gib)
         self._file = PoolFile(path, fingerprint(facts, widths, num_host_blocks), num_bytes)
+        self._file.name_nobody()
         self._landings = Landings(self._file.content[: landing_bytes(num_host_blocks)])
-        self.memory = torch.from_numpy(self._file.content[start:])
-        self.rows = rows_in(self.memory, device_rows, num_host_blocks)
+        memory = torch.from_numpy(self._file.content[start:])
+        self.rows = rows_in(memory, device_rows, num_host_blocks)
+        own_rows = {name: rows.numpy() for name, rows in self.rows.items()}
+        self._neighbours = NeighbourCopier(place.folder / _INDEX, path, start, own_rows)
 
     @contextmanager
     def trial(self, num_blocks: int) -> Iterator[None]:
@@ -72,7 +80,18 @@ class SharedRows:
         self._file.name_life(self._life)
 
     def note(self, copies: BlockCopies) -> None:
+        keep_order()  # a neighbour that sees the stamp has to see the bytes
         self._landings.note(copies.host_blocks, copies.stamp)
+
+    def bring(self, copies: BlockCopies) -> list[int]:
+        """Copy a neighbour's blocks here; those of ours that did not get what was meant for them.
+
+        The others have landed.
+        """
+        missed = self._neighbours.copy(copies)
+        keep_order()
+        self._landings.note(sorted({*copies.host_blocks}.difference(missed)), copies.stamp)
+        return missed
 
     def close(self) -> None:
         self._file.close()
@@ -86,6 +105,7 @@ class OpenedIndex:
     held: list[tuple[int, bytes]]
     is_refused: bool  # something else was there, of no use
     file: PoolFile
+    shape: PoolShape
 
 
 def open_index(
@@ -100,15 +120,22 @@ def open_index(
     if any(life_in(path) != place.life for path in paths):
         return None
     wanted = fingerprint(facts, num_ranks, num_host_blocks, key_bytes)
-    file = PoolFile(place.folder / "index", wanted, index_bytes(num_host_blocks, key_bytes))
+    file = PoolFile(place.folder / _INDEX, wanted, index_bytes(num_host_blocks, key_bytes))
     index = PoolIndex(file.content, num_host_blocks, key_bytes)
     held = index.take_over([landed_stamps(path, num_host_blocks) for path in paths])
-    return OpenedIndex(index, held, file.is_refused, file)
+    names = [path.name for path in paths]
+    shape = PoolShape(place.folder, _INDEX, names, num_host_blocks, key_bytes)
+    return OpenedIndex(index, held, file.is_refused, file, shape)
 
 
 def room(folder: Path) -> int:
     """Bytes of shared memory that are free where a pool lies."""
     return shutil.disk_usage(folder).free
+
+
+def taken_bytes(folder: Path) -> int:
+    """Bytes of memory that the files of a pool take already."""
+    return sum(_taken_bytes(path) for path in folder.iterdir()) if folder.exists() else 0
 
 
 def _rank_path(folder: Path, rank: int) -> Path:

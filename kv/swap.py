@@ -5,18 +5,23 @@ count. It moves no byte; ``kv.swap_manager`` carries the plans out. Best effort 
 is not kept is computed again by the engine.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from kv.host_cache import HostCache, Key
-from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
+from kv.neighbours import Found
+from kv.swap_plan import (
+    STEPS_IN_FLIGHT,
+    BlockCopies,
+    Direction,
+    NeighbourBlocks,
+    SwapPlan,
+    Urgency,
+)
 
 # Worse than any live request's; it must not be the worst that a heap can hold.
 _FINISHED = 1 << 62
-# A failed load is told with its step's output. Engines that schedule ahead have planned two steps
-# by then; more, where they pipeline.
-_STEPS_IN_FLIGHT = 4
 
 
 @dataclass(slots=True)
@@ -46,6 +51,8 @@ class SwapTotals:
     load_wait_s: float = 0.0
     adopted_blocks: int = 0
     refused_pools: int = 0
+    fetched_blocks: int = 0
+    missed_blocks: int = 0
 
     def add_load_wait(self, seconds: float) -> None:
         self.load_waits += 1
@@ -119,6 +126,49 @@ class SwapPlanner:
         while end < len(keys) and self._cache.find(keys[end]) is not None:
             end += 1
         return end - first
+
+    def holds(self, key: Key) -> bool:
+        return self._cache.find(key) is not None
+
+    def num_yielding_to(self, priority: int, *, at_most: int) -> int:
+        """How many blocks, up to ``at_most``, are free or hold what matters less."""
+        return self._cache.num_yielding_to(priority, at_most=at_most)
+
+    def fetch(self, found: Sequence[tuple[Key, Found]], *, behind: Key | None) -> list[BlockCopies]:
+        """Plan to copy what neighbours have, none of which is held; all with one stamp.
+
+        ``behind`` is what comes before in the request. Until ``end_fetch`` the blocks stay.
+        """
+        after = None if behind is None else self._cache.find(behind)
+        targets = self._cache.put([key for key, _ in found], after=after)
+        by_life: dict[tuple[str, int], list[tuple[Found, int]]] = {}
+        for (_, source), target in zip(found, targets, strict=True):
+            by_life.setdefault((source.pool, source.life), []).append((source, target))
+        copies = [
+            BlockCopies(
+                Direction.ACROSS,
+                Urgency.REQUEST,
+                [],
+                [target for _, target in pairs],
+                stamp=self._cache.last_stamp,
+                source=NeighbourBlocks(
+                    pool,
+                    life,
+                    [source.block for source, _ in pairs],
+                    [source.stamp for source, _ in pairs],
+                ),
+            )
+            for (pool, life), pairs in by_life.items()
+        ]
+        self._copies += copies
+        return copies
+
+    def end_fetch(self, keys: Sequence[Key], host_blocks: Sequence[int], priority: int) -> None:
+        """What has been fetched may be found, or overwritten, as anything else."""
+        num_whole = sum(map(self.holds, keys))
+        self.totals.fetched_blocks += num_whole
+        self.totals.missed_blocks += len(keys) - num_whole
+        self._cache.spare(host_blocks, priority)
 
     def swap_out(self, kv: RequestKV) -> bool:
         """Keep a request that leaves the device; whether all of it could be kept.
@@ -209,6 +259,12 @@ class SwapPlanner:
         self.totals.blocks_in += end - first
         self.drop(kv.request_id)
 
+    def rank_anew(self, priorities: Mapping[str, int]) -> None:
+        """Let swapped-out requests' copies matter as much as these, by id, do now."""
+        for request_id, priority in priorities.items():
+            if kept := self._kept.get(request_id):
+                kept.priority = priority
+
     def drop(self, request_id: str) -> None:
         """End a request's reliance on its copies, if there is one."""
         kept = self._kept.pop(request_id, None)
@@ -220,7 +276,7 @@ class SwapPlanner:
 
         Whatever was computed from the wrong blocks since is as wrong, under keys that look right.
         """
-        self.forget(self._cache.recent(_STEPS_IN_FLIGHT))
+        self.forget(self._cache.recent(STEPS_IN_FLIGHT))
 
     def forget(self, host_blocks: Collection[int]) -> None:
         """Use these copies no more: whoever relies on one keeps what comes before it."""
@@ -240,6 +296,10 @@ class SwapPlanner:
         for request_id in list(self._kept):
             self.drop(request_id)
         self._cache.forget(self._cache.held())
+
+    def leave_index(self) -> None:
+        """Neither successors nor neighbours may find what is kept from now on."""
+        self._cache.leave_index()
 
     def take_plan(self, written_blocks: Sequence[int] = ()) -> SwapPlan:
         """The copies planned since the last call; the next plan starts empty."""

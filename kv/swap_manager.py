@@ -1,29 +1,35 @@
 """Carries out swap plans on one worker: a thread per direction, off the engine's own thread.
 
 Owns the order of copies, who waits for whom, and what went wrong. The engine's thread waits for a
-copy only if its step reads what the copy brings or writes what it still reads. After the
-multithreading swap manager of FastSwitch (arXiv:2411.18424).
+copy only if its step reads what the copy brings or writes what it still reads; where the device
+keeps an order of its own, until that copy has begun, which it does behind at most one other: were
+more handed to the device, an urgent one would come after them all. After the multithreading swap
+manager of FastSwitch (arXiv:2411.18424).
 
 A copy that fails is not raised: the engine goes on and computes that KV again. Host blocks that
-were not written are remembered until they are, and whatever is loaded from them is failed too.
+were not written are remembered until they are, and whatever is loaded from them is failed too. The
+same becomes of a neighbour's block that did not come whole, which is no failure. What is sent out
+before the planner can have heard of a failed load may have been computed from it, and is not noted.
 """
 
 import heapq
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from threading import Condition, Lock, Thread
 from time import perf_counter
 from typing import Any, Protocol
 
 from kv.copier import Copier
-from kv.runs import describe
-from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
+from kv.swap_plan import STEPS_IN_FLIGHT, BlockCopies, Direction, SwapPlan, Urgency
 
 logger = logging.getLogger(__name__)
+
+SECONDS_PER_COMPLAINT = 60.0
 
 
 class _State(IntEnum):
@@ -48,15 +54,15 @@ class CopyJob:
     followers: list["CopyJob"] = field(default_factory=list)
     awaited: list["CopyJob"] = field(default_factory=list)
     ticket: Any = None
+    is_doubtful: bool = False
     submitted_s: float = field(default_factory=perf_counter)
 
     def conflicts_with(self, later: "CopyJob") -> bool:
         """Whether a later copy may not overtake this one: either writes what the other touches."""
-        is_same_way = self.copies.direction is later.copies.direction
-        is_out = self.copies.direction is Direction.OUT
-        if not (is_same_way and is_out) and not self.device.isdisjoint(later.device):
+        num_in = [self.copies.direction, later.copies.direction].count(Direction.IN)
+        if num_in and not self.device.isdisjoint(later.device):
             return True
-        return not (is_same_way and not is_out) and not self.host.isdisjoint(later.host)
+        return num_in < 2 and not self.host.isdisjoint(later.host)
 
 
 @dataclass(slots=True)
@@ -66,6 +72,8 @@ class SwapReport:
     landed: set[str] = field(default_factory=set)
     failed_device_blocks: set[int] = field(default_factory=set)
     failed_host_blocks: set[int] = field(default_factory=set)
+    missed_host_blocks: set[int] = field(default_factory=set)  # what a neighbour no longer had
+    across: Counter[int] = field(default_factory=Counter)  # copies that are over, by their stamp
     descriptors: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
     blocks: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
     busy_s: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(Direction, 0.0))
@@ -74,12 +82,28 @@ class SwapReport:
     conflicts: int = 0
     num_pending_blocks: int = 0
 
+    def besides_counts(self) -> "SwapReport":
+        """What one of several workers has to tell beside what the first tells for all.
+
+        They make the same copies, but not in the same step: counted by each, they would count
+        again.
+        """
+        return replace(
+            self,
+            descriptors=dict.fromkeys(Direction, 0),
+            blocks=dict.fromkeys(Direction, 0),
+            busy_s=dict.fromkeys(Direction, 0.0),
+            load_waits_s=[],
+        )
+
     def together_with(self, other: "SwapReport") -> "SwapReport":
-        """Of two workers that make the same copies at the same time: the slower one counts."""
+        """Of two workers: the slower one counts, and whatever failed on either."""
         return SwapReport(
             self.landed | other.landed,
             self.failed_device_blocks | other.failed_device_blocks,
             self.failed_host_blocks | other.failed_host_blocks,
+            self.missed_host_blocks | other.missed_host_blocks,
+            self.across + other.across,
             {way: max(self.descriptors[way], other.descriptors[way]) for way in Direction},
             {way: max(self.blocks[way], other.blocks[way]) for way in Direction},
             {way: max(self.busy_s[way], other.busy_s[way]) for way in Direction},
@@ -91,10 +115,14 @@ class SwapReport:
 
 
 class Record(Protocol):
-    """Keeps what host memory holds for those who come after this process."""
+    """Keeps what host memory holds for those who come after this process, and for neighbours."""
 
     def note(self, copies: BlockCopies) -> None:
         """A copy out is whole; told before any other into the same blocks begins."""
+        ...
+
+    def bring(self, copies: BlockCopies) -> Collection[int]:
+        """Copy a neighbour's blocks; the host blocks that hold nothing of use now, if any."""
         ...
 
     def close(self) -> None: ...
@@ -124,7 +152,10 @@ class SwapManager:
         }
         self._num_submitted = 0
         self._unwritten_host_blocks: set[int] = set()
+        self._num_doubtful_plans = 0  # to come
         self._is_closed = False
+        self._num_failures = 0
+        self._silent_until_s = 0.0
         # A GPU's copies are waited for by a thread of their own, so that the engine's need not.
         self._is_helping = not (has_threads and copier.is_stream_ordered)
         self._threads = [
@@ -140,11 +171,12 @@ class SwapManager:
         Where the device keeps an order of its own, the host only waits until the copies have
         begun.
         """
-        if not plan.copies and not self._pending:
-            return
         begin_s = perf_counter()
-        after = self._copier.mark() if plan.copies else None
         with self._lock:
+            self._num_doubtful_plans = max(self._num_doubtful_plans - 1, 0)
+            if not plan.copies and not self._pending:
+                return
+            after = self._copier.mark() if plan.copies else None
             jobs = [self._add(copies, after) for copies in plan.copies]
             needed = [job for job in jobs if job.urgency is Urgency.STEP]
             conflicting = self._pending_that_touch(plan.written_blocks, besides=needed)
@@ -192,6 +224,7 @@ class SwapManager:
         self._num_submitted += 1
         device, host = frozenset(copies.device_blocks), frozenset(copies.host_blocks)
         job = CopyJob(self._num_submitted, copies, copies.urgency, after, device, host)
+        job.is_doubtful = self._num_doubtful_plans > 0
         for earlier in self._pending:
             if earlier.conflicts_with(job):
                 earlier.followers.append(job)
@@ -248,7 +281,15 @@ class SwapManager:
                 return job
         return None
 
-    def _land(self, job: CopyJob, num_descriptors: int, busy_s: float, *, is_failed: bool) -> None:
+    def _land(
+        self,
+        job: CopyJob,
+        num_descriptors: int,
+        busy_s: float,
+        *,
+        is_failed: bool,
+        missed: Collection[int],
+    ) -> None:
         copies, report = job.copies, self._report
         job.state = _State.LANDED
         del self._pending[job]
@@ -259,11 +300,15 @@ class SwapManager:
         report.descriptors[copies.direction] += num_descriptors
         report.blocks[copies.direction] += len(copies)
         report.busy_s[copies.direction] += busy_s
-        if copies.direction is Direction.OUT:
-            self._note_out(copies, is_failed=is_failed)
-        else:
+        if copies.direction is Direction.IN:
             self._note_in(copies, is_failed=is_failed)
             report.load_waits_s.append(perf_counter() - job.submitted_s)
+        else:
+            self._note_out(copies, is_failed=is_failed)
+        if copies.direction is Direction.ACROSS:
+            self._unwritten_host_blocks.update(missed)
+            report.missed_host_blocks.update(missed)
+            report.across[copies.stamp] += 1
         if copies.request_id is not None:
             report.landed.add(copies.request_id)
         self._call_threads()
@@ -277,16 +322,19 @@ class SwapManager:
             self._unwritten_host_blocks.difference_update(copies.host_blocks)
 
     def _note_in(self, copies: BlockCopies, *, is_failed: bool) -> None:
+        if not is_failed and not self._unwritten_host_blocks:
+            return
+        failed = [
+            on_device
+            for on_device, on_host in zip(copies.device_blocks, copies.host_blocks, strict=True)
+            if is_failed or on_host in self._unwritten_host_blocks
+        ]
+        if failed:
+            self._report.failed_device_blocks.update(failed)
+            self._num_doubtful_plans = STEPS_IN_FLIGHT + 1  # the next to come takes one off
         if is_failed:
-            self._report.failed_device_blocks.update(copies.device_blocks)
             # The copies may be good, but loading them again might fail for ever.
             self._report.failed_host_blocks.update(copies.host_blocks)
-        elif self._unwritten_host_blocks:
-            self._report.failed_device_blocks.update(
-                on_device
-                for on_device, on_host in zip(copies.device_blocks, copies.host_blocks, strict=True)
-                if on_host in self._unwritten_host_blocks
-            )
 
     # --- without it -------------------------------------------------------------------------
 
@@ -302,26 +350,55 @@ class SwapManager:
             self._run(job)
 
     def _run(self, job: CopyJob) -> None:
-        copies, begin_s, num_descriptors, is_failed = job.copies, perf_counter(), 0, False
+        begin_s, num_descriptors, is_failed = perf_counter(), 0, False
+        copies = job.copies
+        missed: Collection[int] = ()
         try:
-            descriptors = describe(copies.device_blocks, copies.host_blocks)
-            num_descriptors = len(descriptors)
-            job.ticket = self._copier.begin(copies.direction, descriptors, job.after)
-            with self._lock:
-                job.state = _State.BEGUN
-                self._progress.notify_all()
-            self._copier.finish(job.ticket)
-            if self._record and copies.direction is Direction.OUT:
-                self._record.note(copies)
-        except Exception:
-            logger.exception(
-                "Copying %d blocks %s failed; they will be recomputed",
-                len(copies),
-                copies.direction.value,
-            )
+            if copies.direction is Direction.ACROSS:
+                assert self._record is not None
+                missed = self._record.bring(copies)
+            else:
+                num_descriptors = self._move(job)
+        except Exception as error:  # noqa: BLE001  (a driver's may be any)
+            self._tell_of_failure(copies, error)
             is_failed = True
         with self._lock:
-            self._land(job, num_descriptors, perf_counter() - begin_s, is_failed=is_failed)
+            self._land(
+                job,
+                num_descriptors,
+                perf_counter() - begin_s,
+                is_failed=is_failed,
+                missed=missed,
+            )
+
+    def _tell_of_failure(self, copies: BlockCopies, error: Exception) -> None:
+        """Log it, unless another was logged just now: where one copy fails, all may."""
+        with self._lock:
+            self._num_failures += 1
+            number, now_s = self._num_failures, perf_counter()
+            if now_s < self._silent_until_s:
+                return
+            self._silent_until_s = now_s + SECONDS_PER_COMPLAINT
+        logger.error(
+            "Copying %d blocks %s failed, as %d copies before; what they held is recomputed",
+            len(copies),
+            copies.direction.value,
+            number - 1,
+            exc_info=error,
+        )
+
+    def _move(self, job: CopyJob) -> int:
+        """Copy between device and host; in how many pieces."""
+        copies = job.copies
+        descriptors = self._copier.pieces(copies.device_blocks, copies.host_blocks)
+        job.ticket = self._copier.begin(copies.direction, descriptors, job.after)
+        with self._lock:
+            job.state = _State.BEGUN
+            self._progress.notify_all()
+        self._copier.finish(job.ticket)
+        if self._record and copies.direction is Direction.OUT and not job.is_doubtful:
+            self._record.note(copies)
+        return len(descriptors)
 
     def _order_device_behind(self, job: CopyJob) -> None:
         if not self._copier.is_stream_ordered:

@@ -14,6 +14,14 @@ class Direction(Enum):
 
     OUT = "out"  # device to host
     IN = "in"  # host to device
+    ACROSS = "across"  # a neighbour's host memory to our own
+
+
+DEVICE_WAYS = (Direction.OUT, Direction.IN)
+
+# A failed load is told with its step's output. Engines that schedule ahead have planned two steps
+# by then; more, where they pipeline.
+STEPS_IN_FLIGHT = 4
 
 
 class Urgency(IntEnum):
@@ -25,12 +33,26 @@ class Urgency(IntEnum):
     NOBODY = 3  # it may never be needed
 
 
+@dataclass(frozen=True, slots=True)
+class NeighbourBlocks:
+    """Blocks of another engine's ``pool`` as they were found, while it had this ``life``.
+
+    ``stamps[i]`` is that of the content of ``blocks[i]``. Nobody keeps them there.
+    """
+
+    pool: str
+    life: int
+    blocks: list[int]
+    stamps: list[int]
+
+
 @dataclass(slots=True)
 class BlockCopies:
     """Whole blocks to copy: ``device_blocks[i]`` to or from ``host_blocks[i]``.
 
     No block is a target twice. ``request_id`` is the request that is told when it has landed,
-    ``stamp`` what tells this copy out from all others into the same blocks.
+    ``stamp`` what tells this copy out from all others into the same blocks. Those that come
+    across have a ``source`` in place of device blocks.
     """
 
     direction: Direction
@@ -39,9 +61,10 @@ class BlockCopies:
     host_blocks: list[int]
     request_id: str | None = None
     stamp: int = 0
+    source: NeighbourBlocks | None = None
 
     def __len__(self) -> int:
-        return len(self.device_blocks)
+        return len(self.host_blocks)
 
 
 @dataclass(slots=True)

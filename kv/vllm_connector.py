@@ -137,6 +137,11 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
         """What loading so many blocks takes, beside the engine's steps or not; 0 while unknown."""
         return self._planning.predicted_load_s(num_blocks) if self._planning else 0.0
 
+    def rank_anew(self, priorities: Mapping[str, int]) -> None:
+        """Who has left the device has other priorities now: its copies are worth as much."""
+        if self._planning is not None:
+            self._planning.rank_anew(priorities)
+
     def drop_copied_from(self, block_ids: Collection[int]) -> None:
         """Forget every copy made from these blocks, or from what was computed with them.
 
@@ -209,6 +214,7 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
                 kv_caches,
                 self._kv_cache_config,
                 num_host_blocks=self._num_host_blocks,
+                num_workers=self._vllm_config.parallel_config.world_size,
                 identity=self._identity() if self._settings.pool else None,
             )
 
@@ -240,6 +246,8 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> SwapWorkerMetadata | None:
         report, self._report = self._report, SwapReport()
+        if self._vllm_config.parallel_config.rank > 0:
+            report = report.besides_counts()
         return None if report == SwapReport() else SwapWorkerMetadata(report)
 
     def shutdown(self) -> None:
@@ -293,6 +301,8 @@ class FastSwitchConnector(KVConnectorBase_V1, SupportsHMA):
 def _why_not_switchable(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str | None:
     """What about an engine's KV keeps us from moving it block by block, if anything."""
     parallel = vllm_config.parallel_config
+    if not kv_cache_config.kv_cache_groups:
+        return "the model keeps no KV"
     group, *further_groups = kv_cache_config.kv_cache_groups
     specs = iter_layer_specs(group.kv_cache_spec)
     reasons = {

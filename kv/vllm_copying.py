@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from vllm.distributed.parallel_state import get_world_group
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from kv.copier import BlockwiseCopier, Copier, CpuCopier
@@ -19,7 +20,7 @@ from kv.layout import Placement, block_rows
 from kv.pool_file import fingerprint
 from kv.selftest import MOST_SENT, check_round_trip
 from kv.settings import SwapSettings
-from kv.shared_host import SharedRows
+from kv.shared_host import SharedRows, taken_bytes
 from kv.swap_manager import SwapManager
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def make_swap_manager(
     kv_cache_config: KVCacheConfig,
     *,
     num_host_blocks: int,
+    num_workers: int = 1,
     identity: WorkerIdentity | None = None,
 ) -> SwapManager:
     """Allocate host memory to match the engine's KV, and prove that blocks survive it.
@@ -59,19 +61,21 @@ def make_swap_manager(
     """
     is_cuda = next(iter(kv_caches.values())).is_cuda
     device = _device_rows(kv_caches, kv_cache_config)
+    num_bytes = num_host_blocks * block_bytes(kv_cache_config)
+    if num_workers > 1:
+        _check_all_fit(settings, num_bytes * num_workers)
     shared = None
     if identity is not None:
         facts = fingerprint(identity.facts, _how_it_lies(kv_caches))
         shared = _shared_rows(settings, identity.rank, facts, device, num_host_blocks)
     if shared is not None:
         host = shared.rows
-        if is_cuda:
-            pin(shared.memory)
     else:
         # This worker's part alone: what another has taken is no longer free.
-        num_bytes = num_host_blocks * block_bytes(kv_cache_config)
         check_fits(settings.host_kv_gib, num_bytes, free_bytes())
-        host = allocate(device, num_host_blocks, is_pinned=is_cuda)
+        host = allocate(device, num_host_blocks)
+    if is_cuda:
+        pin(host.values(), settings.host_kv_gib)
     copier = _make_copier(settings, device, host, is_cuda=is_cuda)
     with shared.trial(MOST_SENT) if shared else nullcontext():
         check_round_trip(
@@ -83,6 +87,13 @@ def make_swap_manager(
     if shared is not None:
         shared.declare_ready()
     return SwapManager(copier, has_threads=settings.threads, record=shared)
+
+
+def _check_all_fit(settings: SwapSettings, num_bytes: int) -> None:
+    """Refuse what all workers together cannot have, before the first of them takes its part."""
+    taken = taken_bytes(settings.pool.folder) if settings.pool else 0
+    check_fits(settings.host_kv_gib, num_bytes, free_bytes() + taken)
+    get_world_group().barrier()
 
 
 def _shared_rows(
@@ -129,7 +140,7 @@ def _make_copier(
     is_cuda: bool,
 ) -> Copier:
     if is_cuda:
-        from kv.vllm_cuda_copier import CudaCopier
+        from kv.vllm_cuda_copier import BlockwiseCudaCopier, CudaCopier
 
-        return CudaCopier(device, host)
+        return (CudaCopier if settings.groups else BlockwiseCudaCopier)(device, host)
     return CpuCopier(device, host) if settings.groups else BlockwiseCopier(device, host)

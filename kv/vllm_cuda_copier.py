@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from vllm import _custom_ops as ops
 
-from kv.runs import Descriptor
-from kv.swap_plan import Direction
+from kv.runs import Descriptor, describe, one_by_one
+from kv.swap_plan import DEVICE_WAYS, Direction
 
 
 class CudaCopier:
@@ -30,7 +30,12 @@ class CudaCopier:
         self._device_starts = _column([rows.data_ptr() for rows, _ in self._tensors])
         self._host_starts = _column([rows.data_ptr() for _, rows in self._tensors])
         self._block_bytes = _column([rows.shape[1] for rows, _ in self._tensors])
-        self._streams = {direction: torch.cuda.Stream(self._device) for direction in Direction}
+        self._streams = {way: torch.cuda.Stream(self._device) for way in DEVICE_WAYS}
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        return describe(device_blocks, host_blocks)
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()
@@ -59,6 +64,22 @@ class CudaCopier:
 
     def order_device_behind(self, ticket: torch.cuda.Event) -> None:
         torch.cuda.current_stream(self._device).wait_event(ticket)
+
+
+class BlockwiseCudaCopier(CudaCopier):
+    """A call of the driver for every block, as engines did before: to compare with."""
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        return one_by_one(device_blocks, host_blocks)
+
+    def begin(
+        self, direction: Direction, descriptors: Sequence[Descriptor], after: torch.cuda.Event
+    ) -> torch.cuda.Event:
+        for one in descriptors:
+            landed = super().begin(direction, [one], after)
+        return landed  # all copies of a direction are on one stream
 
 
 def _column(numbers: list[int]) -> np.ndarray:

@@ -11,12 +11,7 @@ from typing import Any
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from kv.device_queue import DeviceBlockQueue
-
-# One block in so many may go out of turn, which costs hits of the prefix cache. Mean run and hit
-# rate in tests/kv/test_trace_churn.py, at 90 % use: 28 blocks and 0.305 with one in eight, 21 and
-# 0.315 with one in twelve, 15 and 0.318 with one in twenty; vLLM's queue 1.4 and 0.343.
-_BLOCKS_PER_WINDOW_BLOCK = 8
+from kv.device_queue import BLOCKS_PER_WINDOW_BLOCK, DeviceBlockQueue
 
 _ASKING = ("allocate_new_blocks", "allocate_external_computed_blocks")
 
@@ -30,7 +25,7 @@ class GroupedFreeQueue:
     def __init__(self, blocks: Sequence[KVCacheBlock], free: Iterable[KVCacheBlock]) -> None:
         """``blocks`` are all of a pool, by their ids; ``free`` are blank."""
         self._blocks = blocks
-        self._queue = DeviceBlockQueue(len(blocks), len(blocks) // _BLOCKS_PER_WINDOW_BLOCK)
+        self._queue = DeviceBlockQueue(len(blocks), len(blocks) // BLOCKS_PER_WINDOW_BLOCK)
         for block in {*range(len(blocks))}.difference(block.block_id for block in free):
             self._queue.find(block)
         self.num_free_blocks = self._queue.num_free

@@ -4,7 +4,7 @@ Owns which requests are being loaded, what to copy ahead, and the choice between
 load and going on beside it. What is kept for whom stands in ``kv.swap``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from time import perf_counter
 from typing import NamedTuple
@@ -13,7 +13,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from kv.block_groups import BlockGroupPool
+from kv.fetching import Fetches
 from kv.host_cache import HostCache, Key
+from kv.neighbours import Neighbours
 from kv.settings import SwapSettings
 from kv.shared_host import OpenedIndex
 from kv.single_blocks import SingleBlockPool
@@ -54,8 +56,15 @@ class SwapPlanning:
         cache = HostCache(pool, opened.index if opened else None)
         self._planner = SwapPlanner(cache, block_tokens, reuse=settings.reuse)
         self._opened = opened
+        self._fetches: Fetches | None = None
         if opened:
             self._planner.adopt(opened.held)
+            self._fetches = Fetches(
+                self._planner,
+                Neighbours(opened.shape),
+                num_workers=len(opened.shape.ranks),
+                block_tokens=block_tokens,
+            )
         self.totals.refused_pools = settings.refused_pools + (
             opened.is_refused if opened else settings.pool is not None
         )
@@ -82,6 +91,9 @@ class SwapPlanning:
     @property
     def num_host_blocks_used(self) -> int:
         return self._planner.num_host_blocks_used
+
+    def rank_anew(self, priorities: Mapping[str, int]) -> None:
+        self._planner.rank_anew(priorities)
 
     def close(self) -> None:
         """Let go of the pool; what it holds stays."""
@@ -131,6 +143,8 @@ class SwapPlanning:
         """A request has ended: its KV may be of use to the conversation's next turn."""
         self._offered.pop(request.request_id, None)
         self._num_ahead.pop(request.request_id, None)
+        if self._fetches:
+            self._fetches.may_ask_again(request.request_id)
         is_loaded = request.request_id not in self._loading
         self._end_load(request.request_id)
         if is_loaded and self._settings.reuse and self._is_prefix_caching:
@@ -145,31 +159,39 @@ class SwapPlanning:
         self._planner.forget_recent()
 
     def forget_all(self) -> None:
+        """From now on KV may be of other weights: it is nobody else's, and theirs is not ours."""
         self._num_ahead.clear()
         self._planner.forget_all()
+        self._planner.leave_index()
+        if self._fetches:
+            self._fetches.stop()
 
     # --- coming back --------------------------------------------------------------------------
 
     def offer(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens behind those computed can be loaded, and whether beside the step.
 
-        None: not now, as another request is bringing the same blocks.
+        None: not now, as another request is bringing the same blocks, or they are being fetched
+        from a neighbour. What neighbours have is fetched before anything is offered.
         """
         first_block = num_computed_tokens // self._block_tokens
         keys = self._keys(request)
-        is_loading = self._keys_loading and first_block < len(keys)
-        if is_loading and keys[first_block] in self._keys_loading:
+        if self._are_coming(keys[first_block : first_block + 1]):
             return None, False  # many may wait for one prefix: told before anything is looked up
         num_kept = self._planner.num_kept_tokens(request.request_id)
         num_found = self._planner.num_found_blocks(keys, first_block)
         end = max(num_kept, (first_block + num_found) * self._block_tokens)
+        if self._fetches and self._fetches.begin(
+            request.request_id, keys, -(-end // self._block_tokens), request.priority
+        ):
+            return None, False
         # The last token is always computed: its logits are what the next one is sampled from.
         end = min(end, request.num_tokens - 1)
         if end <= num_computed_tokens:
             self._offered.pop(request.request_id, None)
             return 0, False
         end_block = -(-end // self._block_tokens)
-        if self._keys_loading and not self._keys_loading.isdisjoint(keys[first_block:end_block]):
+        if self._are_coming(keys[first_block:end_block]):
             return None, False
         num_blocks = end_block - first_block
         is_async = self._settings.threads and self._timing.is_worth_going_on(num_blocks)
@@ -179,6 +201,8 @@ class SwapPlanning:
     def accept(self, request: Request, device_blocks: Sequence[int], num_tokens: int) -> None:
         """The request was given blocks, and is to load ``num_tokens`` of what it was offered."""
         load = self._offered.pop(request.request_id, None)
+        if self._fetches:
+            self._fetches.may_ask_again(request.request_id)
         if not num_tokens:
             # The prefix cache still has it all, or vLLM does not want it.
             self._planner.drop(request.request_id)
@@ -233,15 +257,22 @@ class SwapPlanning:
         totals.failed_blocks += len(report.failed_host_blocks)
         for seconds in report.load_waits_s:
             totals.add_load_wait(seconds)
-        if num_blocks := sum(report.blocks.values()):
+        if num_blocks := report.blocks[Direction.OUT] + report.blocks[Direction.IN]:
             self._timing.add_wait(num_blocks, report.stall_s)
         if report.blocks[Direction.OUT]:
             self._timing.add_out(report.blocks[Direction.OUT], report.busy_s[Direction.OUT])
         if report.blocks[Direction.IN]:
             self._timing.add_in(report.blocks[Direction.IN], report.busy_s[Direction.IN])
-        if report.failed_host_blocks:
+        if lost := report.failed_host_blocks | report.missed_host_blocks:
             self._num_ahead.clear()
-            self._planner.forget(report.failed_host_blocks)
+            self._planner.forget(lost)
+        if self._fetches:
+            self._fetches.hear(report)
+
+    def _are_coming(self, keys: Sequence[Key]) -> bool:
+        """Whether any of these blocks is on its way to the device, or to host memory."""
+        coming = (self._keys_loading, self._fetches.keys if self._fetches else ())
+        return any(each and not each.isdisjoint(keys) for each in coming)
 
     def _end_load(self, request_id: str) -> None:
         self._keys_loading.difference_update(self._loading.pop(request_id, ()))

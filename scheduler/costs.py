@@ -48,6 +48,10 @@ class StepCosts:
         """What the steps that prefill so many tokens again take longer; infinite while unknown."""
         return num_tokens * self._token_s
 
+    def num_tokens_within(self, seconds: float) -> int:
+        """How many tokens of prompts make a step longer by that; none while unknown."""
+        return int(seconds / self._token_s)
+
     @property
     def typical_step_s(self) -> float:
         """The median; 0 while unknown."""

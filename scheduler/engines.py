@@ -36,7 +36,6 @@ class JoinedEngine:
     capacity: EngineCapacity
     latest: EngineProgress = _NOTHING_YET
     has_reported: bool = False
-    has_reported_full: bool = False
     is_draining: bool = False  # finishes what it has and takes nothing new
 
     def note(self, report: EngineProgress) -> int:
@@ -44,7 +43,6 @@ class JoinedEngine:
         num_steps = max(report.step - self.latest.step, 0) if self.has_reported else 0
         self.latest = msgspec.structs.replace(report, live=[], finished=[], tenant_service={})
         self.has_reported = True
-        self.has_reported_full = self.has_reported_full or report.is_full
         return num_steps
 
     @property

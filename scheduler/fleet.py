@@ -137,6 +137,7 @@ class FleetScheduler:
         self._policy, self._service, self._limits = policy, service, limits
         self._starvation.set_longest_wait(limits.max_wait_s)
         self._tool_turns.set_longest_pin(limits.max_tool_ttl_s)
+        self._seating.forget_priorities()
         for request in self._requests.all():
             self._weigh(request)
         self._next_ranking_s = 0.0
@@ -180,20 +181,13 @@ class FleetScheduler:
             self._forget(request)
         return [request.request_id for request in lost]
 
-    def wants_full(self, engine_id: str) -> bool:
-        """Whether the engine's next report has to be full: it has given no full one yet.
-
-        Raises:
-            UnknownEngineError: the engine has not joined.
-        """
-        return not self._engine(engine_id).has_reported_full
-
     def admit(self, request: AdmitRequest, avoid: frozenset[str] = frozenset()) -> Placement | None:
         """An engine and a priority for a request, which is then expected there.
 
         None while there is no room for it: then it waits, and ``take_called`` gives its place once
         there is one. A request that is live already is moved, since its gateway lost the engine
-        or our answer; one that waits goes on waiting.
+        or our answer; one that waits goes on waiting. One that an engine tells of, which is not to
+        be avoided, stays there: its gateway did not wait for this answer.
 
         Raises:
             NoEngineError: all engines are to be avoided, or none has joined.
@@ -201,6 +195,9 @@ class FleetScheduler:
         """
         if self._engines.keys() <= avoid:
             raise NoEngineError(request.request_id, len(self._engines), len(avoid))
+        sent = self._sent_already(request.request_id, avoid)
+        if sent is not None:
+            return sent
         if not avoid:  # one that has lost its engine was let in before
             self._quotas.reserve(request)
         if request.request_id not in self._line:
@@ -221,6 +218,11 @@ class FleetScheduler:
         request = self._requests.get(request_id)
         if request:
             self._forget(request)
+
+    def cancel_waiting(self, request_id: str) -> None:
+        """Forget a request if it is in line. One that has a place, or is not live, is ignored."""
+        if request_id in self._line:
+            self.cancel(request_id)
 
     def on_report(self, engine_id: str, report: EngineProgress) -> None:
         """Take in what an engine has done since it last reported.
@@ -288,6 +290,15 @@ class FleetScheduler:
         """
         return self._tool_turns.take_pins(engine_id)
 
+    @property
+    def num_live(self) -> int:
+        """Requests on engines and in the line."""
+        return len(self._requests)
+
+    @property
+    def num_in_line(self) -> int:
+        return len(self._line)
+
     def take_pressure(self) -> FleetPressure:
         """How hard the engines are pressed, their switches counted since this was last taken.
 
@@ -300,7 +311,7 @@ class FleetScheduler:
             if not request.has_started
             and class_of(request, self._shares) is ServiceClass.INTERACTIVE
         ]
-        return self._gauge.take(waits_s, len(self._requests), self._engines, now_s)
+        return self._gauge.take(waits_s, self.num_live, self._engines, now_s)
 
     def snapshot(self) -> dict[str, object]:
         """The fleet as plain values, for people."""
@@ -336,8 +347,8 @@ class FleetScheduler:
         Raises:
             NotFreshError: engines have joined or requests are live. Nothing is changed.
         """
-        if self._engines or len(self._requests):
-            raise NotFreshError(len(self._engines), len(self._requests))
+        if self._engines or self.num_live:
+            raise NotFreshError(len(self._engines), self.num_live)
         self._ledger.restore(checkpoint.ledger)
         for length in checkpoint.output_lengths:
             self._output_lengths.observe(length)
@@ -375,13 +386,20 @@ class FleetScheduler:
             raise
         return policy
 
+    def _sent_already(self, request_id: str, avoid: frozenset[str]) -> Placement | None:
+        """Where a request is by its engine's word; None if it is to go somewhere now."""
+        request = self._requests.get(request_id)
+        if request is None or not request.is_seen or request.engine_id in avoid:
+            return None
+        assert request.engine_id is not None
+        return Placement(request.engine_id, request.priority)
+
     def _enter(self, request: TrackedRequest) -> None:
         """Let a request into the line; one of the same name that has a place gives it up."""
         moved = self._requests.get(request.request_id)
         if moved:
             self._charge_unreported(moved, request)
-            self._requests.remove(moved)
-            self._starvation.forget(moved)
+            self._take_off(moved)
         self._take_in(request)
         if moved:  # only now: a tenant whose one request moves was never idle
             self._depart(moved)
@@ -419,15 +437,23 @@ class FleetScheduler:
             self._called[request.request_id] = Placement(engine_id, priority)
 
     def _seat(self, request: TrackedRequest, engine_id: str) -> None:
-        self._line.remove(request.request_id)
+        if request.engine_id is None:
+            self._line.remove(request.request_id)
+        else:
+            self._seating.note_departure(request.engine_id)
         self._requests.place(request, engine_id)
         self._warmth.remember(request, request.prefixes)
         self._tool_turns.begin(request.tenant, request.conversation, request.request_id, engine_id)
         request.prefixes = []
 
     def _seat_if_told(self, request: TrackedRequest, engine_id: str) -> None:
-        """An engine tells of a request in line: its gateway took us for dead and sent it there."""
-        if request.engine_id is None and engine_id not in request.avoid:
+        """An engine tells first of a request: its gateway took us for dead and sent it there.
+
+        We have it in line, or expect it where our answer, which came too late, said. An engine
+        that it was lost with is to be avoided; what that still says of it is old.
+        """
+        is_elsewhere = request.engine_id != engine_id and not request.is_seen
+        if is_elsewhere and engine_id not in request.avoid:
             self._seat(request, engine_id)
 
     def _take_in(self, request: TrackedRequest) -> None:
@@ -445,12 +471,18 @@ class FleetScheduler:
 
     def _forget(self, request: TrackedRequest) -> None:
         self._stuck_at = None
-        if request.engine_id is None:
-            self._line.remove(request.request_id)
-        self._requests.remove(request)
-        self._starvation.forget(request)
+        self._take_off(request)
         self._quotas.release(request.request_id)
         self._depart(request)
+
+    def _take_off(self, request: TrackedRequest) -> None:
+        """Take a request from its engine, or out of the line. Policy and quotas still have it."""
+        if request.engine_id is None:
+            self._line.remove(request.request_id)
+        else:
+            self._seating.note_departure(request.engine_id)
+        self._requests.remove(request)
+        self._starvation.forget(request)
 
     def _depart(self, request: TrackedRequest) -> None:
         self._policy.depart(request)

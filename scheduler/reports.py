@@ -43,7 +43,7 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     fallbacks: int = 0  # preemptions whose KV was thrown away
     recomputed_tokens: int = 0
     stall_s: float = 0.0  # the engine loop waited for copies
-    unswitchable: int = 0  # fallbacks because of a feature whose state lies not in the KV alone
+    unswitchable: int = 0  # fallbacks because of state beside the KV, or KV that cannot be moved
     descriptors_out: int = 0  # contiguous copies that moved blocks_out; each moves all layers' part
     descriptors_in: int = 0
     blocks_ahead: int = 0  # of blocks_out, those copied before their request was preempted
@@ -70,6 +70,8 @@ class SwitchCounts(msgspec.Struct, array_like=True, frozen=True):
     wasted_block_s: float = 0.0  # blocks of the wasted, times the seconds each was pinned
     adopted_blocks: int = 0  # found at the start in host memory that a dead engine had left
     refused_pools: int = 0  # such memory that was not, or could not be, used
+    fetched_blocks: int = 0  # copied from the host memory of other engines on the node
+    missed_blocks: int = 0  # found there, and overwritten or gone before they were copied
 
 
 class EngineProgress(msgspec.Struct, array_like=True, frozen=True):

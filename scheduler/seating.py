@@ -10,8 +10,8 @@ be overtaken by whoever is more urgent; in an engine's own queue it could not go
   be done before the next report (at the soonest one per seat and step): it goes there, displaces
   somebody or is the next to. So as long as somebody more urgent is in line, nobody less urgent runs
   instead, and policies can promise what they do. Who is displaced stays where its KV is.
-- Affinity: the engine that has the KV of the conversation, or of a prefix, keeps the request while
-  its load is within ``AFFINITY_BOUND`` of the mean.
+- Affinity: the engine that had the conversation, or a prefix, last keeps the request while its load
+  is within ``AFFINITY_BOUND`` of the mean.
 - Nothing cached: the less loaded of two engines drawn at random ("the power of two choices"); one
   with a seat free, or somebody to displace, before one where the request would wait.
 """
@@ -89,6 +89,11 @@ class Seating:
             self._roomy.pop(engine_id, None)
             self._worst_first.drop(engine_id)
 
+    def note_departure(self, engine_id: str) -> None:
+        """A request is not on this engine any more, so there may be room."""
+        if engine_id in self._seats:
+            self._roomy[engine_id] = None
+
     def note_report(self, engine_id: str, *, num_ended: int, num_steps: int) -> None:
         """What an engine did since its last report: requests that ended, steps it made."""
         seats = self._seats[engine_id]
@@ -107,12 +112,21 @@ class Seating:
         else:
             self._worst_first.put(engine_id, worst_running, self._load(engine_id))
 
+    def forget_priorities(self) -> None:
+        """Priorities mean something else from now on; each engine's next report has the new ones.
+
+        Until then nobody outranks anybody: old and new ones do not compare.
+        """
+        for engine_id, seats in self._seats.items():
+            seats.priorities, seats.worst_running = [], None
+            self._worst_first.drop(engine_id)
+
     def choose(
         self, request: TrackedRequest, priority: int, *, warm: str | None, avoid: Collection[str]
     ) -> str | None:
         """The engine for a request, which then goes there; None while there is none for it.
 
-        ``warm`` is the engine that has some of its KV, if any is known.
+        ``warm`` is the engine that is likely to have some of its KV, if any is known.
         """
         engine_id = (
             self._warm(warm, request, priority, avoid)

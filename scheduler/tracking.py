@@ -7,7 +7,6 @@ is decided elsewhere.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from sys import intern
 from typing import Any
 
 import msgspec
@@ -114,6 +113,29 @@ class _EngineShare:
         self.most_tokens -= request.most_tokens
 
 
+class _SharedStrings:
+    """One string for all that are equal, for as long as somebody has it.
+
+    ``sys.intern`` would do, but for names that clients make up: some interpreters never free what
+    they have interned.
+    """
+
+    def __init__(self) -> None:
+        self._strings: dict[str, str] = {}
+        self._num_holders: dict[str, int] = {}
+
+    def take(self, string: str) -> str:
+        shared = self._strings.setdefault(string, string)
+        self._num_holders[shared] = self._num_holders.get(shared, 0) + 1
+        return shared
+
+    def give_back(self, string: str) -> None:
+        """One that has taken the string has it no more."""
+        self._num_holders[string] -= 1
+        if not self._num_holders[string]:
+            del self._num_holders[string], self._strings[string]
+
+
 class RequestTable:
     """Live requests by name and by engine.
 
@@ -127,6 +149,7 @@ class RequestTable:
         self._engines: dict[str | None, _EngineShare] = {}
         self._placed_load_units = 0.0
         self._sign_by_s: dict[str, float] = {}  # in the order of the deadlines
+        self._tenants = _SharedStrings()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -164,17 +187,18 @@ class RequestTable:
         assert request.request_id not in self._requests
         # One string per tenant, not per request: a pass over all requests reads each one's, and
         # from memory that is seldom in the cache.
-        request.tenant = intern(request.tenant)
+        request.tenant = self._tenants.take(request.tenant)
         self._requests[request.request_id] = request
         self._put_on(request)
 
     def remove(self, request: TrackedRequest) -> None:
         del self._requests[request.request_id]
         self._sign_by_s.pop(request.request_id, None)
+        self._tenants.give_back(request.tenant)
         self._take_off(request)
 
     def place(self, request: TrackedRequest, engine_id: str) -> None:
-        """A request that waited for an engine is on this one from now on."""
+        """A request that waited, or was expected elsewhere, is on this engine from now on."""
         self._take_off(request)
         request.engine_id = engine_id
         self._put_on(request)

@@ -29,7 +29,7 @@ from scheduler.switch_budget import UNLIMITED, Allowance
 from scheduler.vllm_loads import LoadingScheduler
 from scheduler.vllm_waiting import RankedQueue
 
-_rank = attrgetter("priority", "arrival_time")
+rank = attrgetter("priority", "arrival_time")
 _turn = attrgetter("is_prefill_chunk", "priority", "arrival_time")
 
 
@@ -70,15 +70,15 @@ class DisplacingScheduler(LoadingScheduler):
         prefills = [one for one in unsettled if one.is_prefill_chunk]
         for request in unsettled:
             if not request.is_prefill_chunk:
-                insort(self.running, request, key=_rank)
-        self.running += sorted(prefills, key=_rank)
+                insort(self.running, request, key=rank)
+        self.running += sorted(prefills, key=rank)
 
     def _worst_first(self) -> Iterable[Request]:
         """Those that run, by rank alone; no more are looked at than are asked for."""
         if not self.running or not self.running[-1].is_prefill_chunk:
             return reversed(self.running)
         decodes, prefills = self._split_running()
-        return heapq.merge(reversed(decodes), reversed(prefills), key=_rank, reverse=True)
+        return heapq.merge(reversed(decodes), reversed(prefills), key=rank, reverse=True)
 
     @property
     def _worst_priority(self) -> int:

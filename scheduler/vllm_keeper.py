@@ -3,7 +3,7 @@
 The connector of ``kv`` is one; the two know each other by this protocol alone.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from vllm.v1.request import Request
@@ -37,6 +37,8 @@ class SwapTotals(Protocol):
     load_wait_s: float
     adopted_blocks: int
     refused_pools: int
+    fetched_blocks: int
+    missed_blocks: int
 
 
 @runtime_checkable
@@ -71,6 +73,10 @@ class KVKeeper(Protocol):
 
     def predicted_load_s(self, num_blocks: int) -> float:
         """What loading so many blocks takes, whoever waits for it; 0 if unknown."""
+        ...
+
+    def rank_anew(self, priorities: Mapping[str, int]) -> None:
+        """Requests off the device have other priorities, by id: their copies matter as much."""
         ...
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None:

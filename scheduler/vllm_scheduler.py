@@ -3,9 +3,8 @@
 Adds to vLLM 0.32 what its ``schedule()`` lacks, without copying it: priorities that change while
 requests run, waiting requests that displace running ones, KV that is kept instead of thrown away
 when a request is preempted or waits for a tool between two turns, and reports of progress. All of
-it happens at the edges of vLLM's own methods; each private name leaned on here, in
-``scheduler.vllm_pins``, in ``scheduler.vllm_displacement`` and in ``scheduler.vllm_loads`` is
-pinned by ``tests/scheduler/test_vllm_contract.py``.
+it happens at the edges of vLLM's own methods; each private name leaned on here and in the
+``scheduler.vllm_`` modules is pinned by ``tests/scheduler/test_vllm_contract.py``.
 """
 
 import time
@@ -31,7 +30,7 @@ from scheduler.progress import ProgressTracker, Standing
 from scheduler.reports import EngineProgress, SwitchCounts
 from scheduler.switch_budget import UNLIMITED, Allowance, SwitchBudget
 from scheduler.vllm_keeper import KVKeeper, SwapTotals
-from scheduler.vllm_pins import PinningScheduler
+from scheduler.vllm_prefills import PrefillingScheduler
 
 TENANT_ARG = "fastswitch_tenant"
 CARRIED_ARG = "fastswitch_carried"  # of a request that comes in the middle of its answer
@@ -43,7 +42,7 @@ LOW_BLOCKS_SHARE = 1 / 8
 NUM_LIKELY_VICTIMS = 16
 
 
-class FastSwitchScheduler(PinningScheduler):
+class FastSwitchScheduler(PrefillingScheduler):
     """vLLM's scheduler with live priorities, displacement and swaps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -128,10 +127,13 @@ class FastSwitchScheduler(PinningScheduler):
         self._steps_begun_s.append(time.monotonic())
         self._apply_priorities()
         self._order_running()
+        self._limit_prefills(self._costs.num_tokens_within(self._costs.typical_step_s))
         self._make_way()
         self._copy_ahead()
         output = super().schedule(throttle_prefills)
-        self._is_anybody_left_waiting = bool(self.waiting)
+        # With no tokens left they wait for the next step, not for somebody's place.
+        has_tokens_left = output.total_num_scheduled_tokens < self._token_budget
+        self._is_anybody_left_waiting = bool(self.waiting) and has_tokens_left
         admitted = [new.req_id for new in output.scheduled_new_reqs]
         admitted += output.scheduled_cached_reqs.resumed_req_ids
         for request_id in admitted:
@@ -218,6 +220,8 @@ class FastSwitchScheduler(PinningScheduler):
                 waiting.append(request)
         for queue in self._queues:
             queue.rank_anew(waiting)
+        if waiting and self._keeper is not None:
+            self._keeper.rank_anew({each.request_id: each.priority for each in waiting})
 
     def _make_way(self) -> None:
         displacement = self._choose_displaced()
@@ -249,7 +253,7 @@ class FastSwitchScheduler(PinningScheduler):
     def _keep(self, request: Request) -> bool:
         if self._keeper is None:
             return False
-        if request.request_id in self._unswitchable:
+        if request.request_id in self._unswitchable or not self._keeper.num_host_blocks:
             self._num_unswitchable += 1
             return False
         swap_s = self._keeper.predicted_swap_s(self._num_computed_blocks(request))

@@ -1,7 +1,8 @@
-"""Which engine has the KV of a conversation, or of a prompt's beginning.
+"""Which engine had a conversation, or a prompt's beginning, last.
 
-Owns two bounded memories of where requests went last. That an engine may have dropped the KV since
-does no harm: then the request is computed there as anywhere.
+Owns two bounded memories of where requests went, and looks into no engine: that engine mostly has
+the KV still. Where it has dropped it the request is computed there as anywhere; one that has left
+the fleet is cold to ``seating``, and its name goes as the memory fills.
 """
 
 from collections import OrderedDict
@@ -22,7 +23,7 @@ class Warmth:
         self._prefixes = _Latest(max_prefixes)
 
     def engine(self, request: TrackedRequest, prefixes: Sequence[int]) -> str | None:
-        """Where the request's conversation is, else where the longest known prefix is."""
+        """Where the request's conversation went, else where the longest known prefix did."""
         if request.conversation is not None:
             engine_id = self._conversations.get((request.tenant, request.conversation))
             if engine_id is not None:

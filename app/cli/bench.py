@@ -2,6 +2,7 @@
 
 `fastswitch bench NAME --help` says what is compared and what the numbers mean. Progress goes to
 standard error, a table to standard output; with --json the last line there is one JSON object.
+The exit status is 1 where a benchmark has limits of its own and one does not hold.
 """
 
 import json
@@ -85,7 +86,7 @@ def run(options: Namespace) -> int:
     if options.json:
         keys = {"bench": bench.name, "seed": options.seed, **origin, **result.keys}
         print(json.dumps(keys), flush=True)
-    return 0
+    return 0 if result.has_passed else 1
 
 
 def _end_on_sigterm() -> None:

@@ -1,7 +1,7 @@
 """The HTTP edge: everything around vLLM's app in a gateway.
 
-Owns our own routes (health, fairness) and the order of what a request passes: body limit,
-identity, trace, intake, tool calls, route, admission, the app. Who a key belongs to is
+Owns our own routes (health, fairness) and the order of what a request passes: the gateway's name,
+body limit, identity, trace, intake, tool calls, route, admission, the app. Who a key belongs to is
 `app.tenants`; what our routes say is the gateway's.
 """
 
@@ -20,6 +20,7 @@ from app.edge.intake import IntakeMiddleware
 from app.edge.leaving import LeavingClientsMiddleware
 from app.edge.limits import BodyLimitMiddleware
 from app.edge.routes import KnownRoutesMiddleware
+from app.edge.served_by import ServedByMiddleware
 from app.edge.tool_calls import ToolCallsMiddleware
 from app.tenants import TenantDirectory
 from deployments.gateway import GatewayState
@@ -53,7 +54,8 @@ class HttpEdge:
 
             taken_in = TracesMiddleware(taken_in, tracing.tracer)
         identified = IdentityMiddleware(taken_in, self._new_directory())
-        return BodyLimitMiddleware(identified, self._max_body_bytes)
+        bounded = BodyLimitMiddleware(identified, self._max_body_bytes)
+        return ServedByMiddleware(bounded, gateway.name)
 
     def named_tenants(self) -> Collection[str]:
         """The tenants the settings name: they have metrics of their own whoever else comes."""

@@ -77,8 +77,10 @@ ALERTS = (
         "5m",
         Severity.CRITICAL,
         "{{ $value | humanizePercentage }} of the requests end with an error",
-        "Engines that die end the requests that they had begun: look for engines that restart "
-        "(dashboard fleet, what is up) and into the Engine replicas' logs for the reason.",
+        "The gateways' logs have the errors. Requests of an engine that dies go on with another, "
+        "so errors are those that cannot: no other engine came within continuation_timeout_s, or a "
+        "replayed answer came out different. Then look for engines that restart (dashboard fleet, "
+        "what is up) and into the Engine replicas' logs for the reason.",
     ),
     Alert(
         "FastSwitchGoodputLow",
@@ -147,10 +149,10 @@ ALERTS = (
         fleet("fastswitch_replica_engine_silence_seconds", "engine") + " > 30",
         "0m",
         Severity.CRITICAL,
-        "{{ $labels.engine }} has made no step for {{ $value | humanizeDuration }}",
-        "After 120 s its replica is replaced, and its requests end. A single step of a full batch "
-        "of long prompts can take long on a CPU: then lower max_num_batched_tokens. Else the "
-        "engine's log and the GPU's state (nvidia-smi) tell.",
+        "{{ $labels.engine }} has made no token for {{ $value | humanizeDuration }}",
+        "After 60 s its replica is replaced, and its requests go on with other engines. A single "
+        "step of a full batch of long prompts can take long on a CPU: then lower "
+        "max_num_batched_tokens. Else the engine's log and the GPU's state (nvidia-smi) tell.",
     ),
     Alert(
         "FastSwitchRouterBusy",
@@ -165,11 +167,11 @@ ALERTS = (
     Alert(
         "FastSwitchStoppedPushing",
         'time() - max by (job, instance, application) (push_time_seconds{application!=""}) > 90',
-        "0m",
+        "10m",  # what a crashed process leaves is removed within three minutes, by default
         Severity.WARNING,
         "{{ $labels.job }} {{ $labels.instance }} last pushed {{ $value | humanizeDuration }} ago",
-        "A process that ends takes its metrics away; this one could not: it has crashed, or does "
-        "not reach the Pushgateway, which its log says once. The router removes what crashed "
-        "processes left after two minutes; if this stays, the router does not push either.",
+        "It does not reach the Pushgateway, which its log says once. Or it has crashed and could "
+        "not take its metrics away: the router removes those within minutes, so it does not push "
+        "either.",
     ),
 )

@@ -10,6 +10,10 @@ to the router, up to ``exchange_s``; the pause between two rankings, ``update_s`
 back with the next report, ``exchange_s`` again. What can be served in that time is taken from
 the readings: the most that all tenants together were given in as long. To that comes the
 longest input, which counts as served when it starts and in the readings when it is computed.
+
+That bound knows how fast this run was. The one of VTC's paper (arXiv:2401.00588) is known before
+any run and for all of them, and much wider: ``2 * max(w_in * longest input, w_out * M)``, where M
+is the tokens of all requests that can be in flight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,6 +81,15 @@ def gap_bound(glances: Sequence[Glance], settings: AppArgs, longest_prompt: int)
     delay_s = fairness.update_s + 2 * settings.exchange_s
     rise = peak_service(glances, delay_s) + fairness.input_weight * longest_prompt
     return 2 * (fairness.quantum + rise)
+
+
+def prior_gap_bound(settings: AppArgs, longest_prompt: int, longest_request: int) -> float:
+    """The same as VTC's paper has it, from what may be in flight and not from what was served."""
+    fairness = settings.fairness
+    in_flight_tokens = settings.replicas * settings.max_num_seqs * longest_request
+    return 2 * max(
+        fairness.input_weight * longest_prompt, fairness.output_weight * in_flight_tokens
+    )
 
 
 def peak_service(glances: Sequence[Glance], span_s: float) -> float:

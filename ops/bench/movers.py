@@ -31,7 +31,7 @@ class KVMemory:
         names = tuple(f"layer {number}" for number in range(num_layers))
         place = Placement(names, 0, layer_stride=num_blocks * row_bytes, block_stride=row_bytes)
         self.device_rows = block_rows(self.device, [place], num_blocks)
-        self.host_rows = allocate(self.device_rows, num_blocks, is_pinned=False)
+        self.host_rows = allocate(self.device_rows, num_blocks)
         for rows in self.host_rows.values():
             rows.zero_()
 

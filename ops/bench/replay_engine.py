@@ -6,18 +6,16 @@ clients live in the same loop as the engine and look at its outputs after every 
 gateway would; no server is in the times.
 """
 
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import Any
 
-import msgspec
 from vllm import LLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from deployments.vllm_engine import make_engine_args
+from ops.bench.answering import answer_lines
 from ops.bench.closed_loop import ClosedLoop, DueTurn
 from ops.bench.priorities import PATTERNS
 from ops.bench.replay import Replay, ReplayResult, since
@@ -130,14 +128,11 @@ def make_engine(arguments: Mapping[str, Any]) -> LLMEngine:
 
 
 def main() -> None:
-    # What libraries print belongs to the log; standard output is the line to the benchmark.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    engine = make_engine(msgspec.json.decode(sys.stdin.buffer.readline()))
-    for line in sys.stdin.buffer:
-        result = _Playing(engine, msgspec.json.decode(line, type=Replay)).run()
-        answers.write(msgspec.json.encode(result) + b"\n")
-        answers.flush()
+    def make_answer(arguments: dict[str, Any]) -> Callable[[Replay], ReplayResult]:
+        engine = make_engine(arguments)
+        return lambda replay: _Playing(engine, replay).run()
+
+    answer_lines(make_answer, Replay)
 
 
 if __name__ == "__main__":

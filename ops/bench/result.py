@@ -9,7 +9,11 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """Numbers with units in their keys, and the same for people."""
+    """Numbers with units in their keys, and the same for people.
+
+    ``has_passed`` is false where the benchmark has limits of its own and one does not hold.
+    """
 
     keys: Mapping[str, Any]
     table: Table
+    has_passed: bool = True

@@ -33,11 +33,11 @@ Result = TypeVar("Result")
 
 
 class TimedFleet:
-    """The fleet that the settings' defaults describe. Its clock stands still between rounds."""
+    """The settings' defaults under one policy. The fleet's clock stands still between rounds."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, policy: str, seed: str) -> None:
         settle_heap()  # as the router does
-        settings = FairnessSettings()
+        settings = FairnessSettings(policy=policy)
         self._update_s = settings.update_s
         self._clock_s = 0.0
         self._fleet = new_fleet(settings, clock=lambda: self._clock_s, random=Random(seed))
@@ -80,6 +80,10 @@ class TimedFleet:
         """What engines are given to keep for the next router, made and thrown away."""
         _timed(lambda: msgspec.msgpack.encode(self._fleet.checkpoint()), self._times.checkpoints)
 
+    def snapshot(self) -> None:
+        """What ``GET /v1/fairness`` shows, made and thrown away."""
+        _timed(lambda: msgspec.json.encode(self._fleet.snapshot()), self._times.snapshots)
+
     def take_times(self) -> RouterTimes:
         """What was timed since the last call."""
         times, self._times = self._times, RouterTimes()
@@ -102,11 +106,11 @@ class TimedFleet:
 
 
 @contextmanager
-def timed_fleet(seed: str) -> Iterator[TimedFleet]:
+def timed_fleet(policy: str, seed: str) -> Iterator[TimedFleet]:
     """A fleet in a new process that ends on leaving."""
     manager = _Manager(ctx=get_context("spawn"))
     with manager:
-        yield manager.TimedFleet(seed)  # type: ignore[attr-defined]  # made by `register`
+        yield manager.TimedFleet(policy, seed)  # type: ignore[attr-defined]  # made by `register`
 
 
 class _Manager(BaseManager):

@@ -33,6 +33,7 @@ class RouterTimes:
     admissions: list[Took] = field(default_factory=list)
     reports: list[Took] = field(default_factory=list)
     checkpoints: list[Took] = field(default_factory=list)
+    snapshots: list[Took] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,21 @@ WARM_UP_ROUNDS = 20
 # Conversations that the router remembers from before, so that its memory is that of one that has
 # been up for hours: at 10,000 live requests as many as it remembers at most.
 PAST_CONVERSATIONS = 10  # per live request
-ROUNDS_PER_CHECKPOINT = 5  # two engines get one a second
+ROUNDS_PER_LOOK = 5  # two engines get a checkpoint a second; a snapshot is made as often
 BATCH = 1000  # messages sent to the router's process at once
 
 
-def run_trial(size: FleetSize, rounds: int, seed: str) -> RouterTrial:
-    with timed_fleet(seed) as fleet:
+def run_trial(size: FleetSize, policy: str, rounds: int, seed: str) -> RouterTrial:
+    with timed_fleet(policy, seed) as fleet:
         crowd = _Crowd(size, fleet, seed)
         for _ in range(WARM_UP_ROUNDS):
             crowd.round()
         fleet.take_times()
         changes = []
         for number in range(rounds):
-            if number % ROUNDS_PER_CHECKPOINT == 0:
+            if number % ROUNDS_PER_LOOK == 0:
                 fleet.checkpoint()
+                fleet.snapshot()
             changes.append(crowd.round())
         return RouterTrial(size, fleet.take_times(), fleet.rss_mb(), changes)
 

@@ -6,8 +6,8 @@ what came of it; limits are relative to the same run, so they mean the same on a
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import Any
 
 from app.settings import AppArgs
@@ -101,25 +101,34 @@ def saturation(stage: ScenarioStage) -> Verdict:
     )
 
 
-def light_load(stage: ScenarioStage, number: int) -> Phase:
+def light_load(stage: ScenarioStage, number: int, duration_s: float) -> Phase:
     """Two tenants on a quarter of the slots: nobody has to wait for anybody."""
     num_streams = max(1, stage.num_slots // 8)
-    return stage.play(
+    return replace(stage, duration_s=duration_s).play(
         f"overhead {number}",
         backlogs=[stage.wanting(name, num_streams, NEIGHBOUR_LENGTHS) for name in ("one", "other")],
     )
 
 
 def overhead(fair: Sequence[Phase], plain: Sequence[Phase]) -> Verdict:
-    """What does fairness cost where nothing is contended? The policy vtc against fcfs."""
+    """What does fairness cost where nothing is contended? The policy vtc against fcfs.
+
+    ``fair`` and ``plain`` are pairs: the n-th of both were measured one after the other. Of their
+    ratios the median: one second in which the machine does something else spoils one pair.
+    """
     rates = [fmean(phase.throughput_tok_s for phase in phases) for phases in (fair, plain)]
+    ratios = [
+        mine.throughput_tok_s / theirs.throughput_tok_s
+        for mine, theirs in zip(fair, plain, strict=True)
+    ]
     return Verdict(
         (
-            Bound("throughput_ratio", round(rates[0] / rates[1], 4), at_least=0.98),
+            Bound("throughput_ratio", round(median(ratios), 4), at_least=0.98),
             _refused(*fair, *plain),
         ),
         {
             "throughput_tok_s": {"vtc": round(rates[0], 1), "fcfs": round(rates[1], 1)},
+            "pair_ratios": [round(ratio, 4) for ratio in ratios],
             "ttft_ms": {
                 "vtc": _ttft_ms_of(fair, ["one", "other"]),
                 "fcfs": _ttft_ms_of(plain, ["one", "other"]),

@@ -3,8 +3,9 @@
 `saturation`: four equal tenants want twice what there is; `overhead`: nothing is contended,
 policy vtc against fcfs; `equal`: eight equal tenants of unlike requests; `classes`: interactive
 work above batch work that must not wait for ever; `mixed`: all at once. Real engines, real HTTP,
-the clients in a process of their own. `overhead` is measured before and after the others, and on
-its own server first and last, so that a machine that grows slower or faster favours nobody.
+the clients in a process of their own. For `overhead` two servers stand side by side and take
+turns at short loads: a machine's speed wanders by more from minute to minute than is looked for,
+and the server started first is about a hundredth faster.
 
 Inside the timer: from a request being due to its last byte. Not inside: starting the servers, a
 warm-up. What is compared with what, and the limits, stand in `ops/bench/scenario_parts.py`.
@@ -13,9 +14,10 @@ Keys of the JSON: `scenarios`, by name `passed, bounds{NAME{value, at_most or at
 and what else was measured; `passed`, whether all did; `workload`.
 """
 
+import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.table import Table
@@ -35,6 +37,7 @@ from ops.bench.verdict import Verdict
 
 EXAMPLE = "fastswitch bench scenarios --only saturation,classes --json"
 OVERHEAD = "overhead"
+PAIRED_SHARE = 1 / 6  # of a load's duration, for each half of a pair
 ON_ONE_SERVER: Mapping[str, Callable[[ScenarioStage], Verdict]] = {
     "saturation": scenario_parts.saturation,
     "equal": scenario_parts.equal,
@@ -61,6 +64,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the bound that classes tests (default: 8)",
     )
     parser.add_argument(
+        "--overhead-pairs",
+        type=count,
+        default=24,
+        metavar="N",
+        help="turns of both policies, each a sixth of a load long (default: 24)",
+    )
+    parser.add_argument(
         "--only",
         type=modes(NAMES),
         default=NAMES,
@@ -72,31 +82,54 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> BenchResult:
     progress = Progress()
     verdicts: dict[str, Verdict] = {}
-    fair: list[Phase] = []
-    plain: list[Phase] = []
-    measures_overhead = OVERHEAD in options.only
-    if measures_overhead:
-        with _stage(options, "fcfs", progress) as stage:
-            plain.append(light_load(stage, 0))
-    with _stage(options, "vtc", progress) as stage:
-        if measures_overhead:
-            fair.append(light_load(stage, 1))
-        for name in (name for name in options.only if name != OVERHEAD):
-            progress.tell(name)
-            verdicts[name] = ON_ONE_SERVER[name](stage)
-            progress.tell(f"  {'passed' if verdicts[name].has_passed else 'FAILED'}")
-        if measures_overhead:
-            fair.append(light_load(stage, 2))
-    if measures_overhead:
-        with _stage(options, "fcfs", progress) as stage:
-            plain.append(light_load(stage, 3))
-        verdicts[OVERHEAD] = overhead(fair, plain)
+    if OVERHEAD in options.only:
+        verdicts[OVERHEAD] = _overhead(options, progress)
+    on_one_server = [name for name in options.only if name != OVERHEAD]
+    if on_one_server:
+        with _stage(options, "vtc", progress) as stage:
+            for name in on_one_server:
+                progress.tell(name)
+                verdicts[name] = ON_ONE_SERVER[name](stage)
+                _tell(name, verdicts[name], progress)
+    has_passed = all(verdict.has_passed for verdict in verdicts.values())
     keys = {
         "scenarios": {name: verdicts[name].described() for name in options.only},
-        "passed": all(verdict.has_passed for verdict in verdicts.values()),
+        "passed": has_passed,
         "workload": _described(options),
     }
-    return BenchResult(keys, table(keys))
+    return BenchResult(keys, table(keys), has_passed)
+
+
+def _overhead(options: Namespace, progress: Progress) -> Verdict:
+    """Both policies in turn, pair by pair; each starts first once, for half of the pairs."""
+    found: dict[str, list[Phase]] = {"vtc": [], "fcfs": []}
+    half = math.ceil(options.overhead_pairs / 2)
+    for order in (("fcfs", "vtc"), ("vtc", "fcfs")):
+        with ExitStack() as servers:
+            stages = [servers.enter_context(_stage(options, name, progress)) for name in order]
+            for _ in range(half):
+                _play_pair(dict(zip(order, stages, strict=True)), found, options, progress)
+    verdict = overhead(found["vtc"], found["fcfs"])
+    _tell(OVERHEAD, verdict, progress)
+    return verdict
+
+
+def _play_pair(
+    stages: Mapping[str, ScenarioStage],
+    found: Mapping[str, list[Phase]],
+    options: Namespace,
+    progress: Progress,
+) -> None:
+    number = len(found["vtc"])
+    for policy in sorted(stages, reverse=bool(number % 2)):
+        load = light_load(stages[policy], number, options.duration_s * PAIRED_SHARE)
+        found[policy].append(load)
+    rates = {policy: round(phases[-1].throughput_tok_s) for policy, phases in found.items()}
+    progress.tell(f"{OVERHEAD}, pair {number + 1}: {rates} output tok/s")
+
+
+def _tell(name: str, verdict: Verdict, progress: Progress) -> None:
+    progress.tell(f"{name}: {'passed' if verdict.has_passed else 'FAILED'}")
 
 
 @contextmanager
@@ -155,4 +188,5 @@ def _described(options: Namespace) -> Mapping[str, Any]:
         "max_num_seqs": options.max_num_seqs,
         "duration_s": options.duration_s,
         "max_wait_s": options.max_wait_s,
+        "overhead_pairs": options.overhead_pairs,
     }

@@ -7,15 +7,12 @@ are numbers anyway. Each copy that they plan has landed when its step is over, a
 """
 
 import gc
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from random import Random
 from time import thread_time
 from typing import Any
 
-import msgspec
 import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -36,6 +33,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from deployments.vllm_engine import make_engine_args
 from kv.swap_manager import SwapReport
 from kv.vllm_connector import SwapMetadata, SwapWorkerMetadata
+from ops.bench.answering import answer_lines
 from ops.bench.scheduling import (
     DISPLACE,
     LEAD_STEPS,
@@ -217,15 +215,11 @@ def _copied(metadata: SwapMetadata | None) -> KVConnectorOutput | None:
 
 
 def main() -> None:
-    # What libraries print belongs to the log; standard output is the line to the benchmark.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    init_none_hash(sha256)
-    trials = Trials(msgspec.json.decode(sys.stdin.buffer.readline()))
-    for line in sys.stdin.buffer:
-        times = trials.run(msgspec.json.decode(line, type=SchedulingTrial))
-        answers.write(msgspec.json.encode(times) + b"\n")
-        answers.flush()
+    def make_answer(arguments: dict[str, Any]) -> Callable[[SchedulingTrial], SchedulingTimes]:
+        init_none_hash(sha256)  # it may log
+        return Trials(arguments).run
+
+    answer_lines(make_answer, SchedulingTrial)
 
 
 if __name__ == "__main__":

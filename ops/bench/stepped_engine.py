@@ -5,16 +5,14 @@ standard input, then a ``Trial`` per line; each is answered with a ``TrialResult
 process and without a server, so that steps can be counted and nothing else is in the times.
 """
 
-import os
-import sys
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-import msgspec
 from vllm import LLMEngine, SamplingParams
 
 from deployments.vllm_engine import make_engine_args
+from ops.bench.answering import answer_lines
 from ops.bench.stepped import Trial, TrialResult
 from ops.bench.workload import WorkItem
 
@@ -61,14 +59,7 @@ class HandStepped:
 
 
 def main() -> None:
-    # What libraries print belongs to the log; standard output is the line to the benchmark.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    engine = HandStepped(msgspec.json.decode(sys.stdin.buffer.readline()))
-    for line in sys.stdin.buffer:
-        result = engine.run(msgspec.json.decode(line, type=Trial))
-        answers.write(msgspec.json.encode(result) + b"\n")
-        answers.flush()
+    answer_lines(lambda arguments: HandStepped(arguments).run, Trial)
 
 
 if __name__ == "__main__":

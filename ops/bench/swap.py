@@ -90,7 +90,7 @@ def summarise(times: SwapTimes) -> dict[str, Any]:
     named = {"": ours, "ceiling_": ceiling, "blockwise_": blockwise}
     return {
         **{
-            f"{prefix}{way}_gb_s": round(speed, 2)
+            f"{prefix}{way}_gb_s": round(speed, 4)
             for prefix, by_way in named.items()
             for way, speed in by_way.items()
         },

@@ -13,7 +13,7 @@ from kv.block_groups import BlockGroupPool
 from kv.host_memory import GIB, free_bytes
 from kv.runs import describe
 from kv.single_blocks import SingleBlockPool
-from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
+from kv.swap_plan import DEVICE_WAYS, BlockCopies, Direction, SwapPlan, Urgency
 from ops.bench.churn import Pool, churned
 from ops.bench.movers import BlockwiseMover, KVMemory, ManagedMover, Mover, PlainMover
 from ops.bench.swap_times import (
@@ -46,7 +46,7 @@ class Requests:
 
     def plan(self, way: str) -> SwapPlan:
         """One request out or in; for duplex one out and another in."""
-        directions = {OUT: [Direction.OUT], IN: [Direction.IN], DUPLEX: list(Direction)}[way]
+        directions = {OUT: [Direction.OUT], IN: [Direction.IN], DUPLEX: DEVICE_WAYS}[way]
         device = self._random.sample(self._device, len(directions))
         host = self._random.sample(self._host, len(directions))
         return SwapPlan(

@@ -21,7 +21,9 @@ multiplied by one constant (`scale`) so that the longest turn has `--context-tok
 another (`time_scale`) so that all conversations begin within `--arrivals-s`.
 
 Keys of the JSON beside CONTRACT.md's: `outputs_equal`, whether every turn got the same tokens in
-all modes; `blocks_out_saved_by_reuse`, the share of blocks that reuse saves from being copied out;
+all modes; `differences` from the first mode, each with how far apart the model has the two tokens,
+and `outputs_right`, whether all of them are ties of the model's (`ops.bench.near_ties`);
+`blocks_out_saved_by_reuse`, the share of blocks that reuse saves from being copied out;
 `speedup`, of fastswitch over each other mode, above 1 is better; `wall_s`, `steps` and `fallbacks`
 (preemptions whose KV could not be kept) of each mode; `conversations, turns, scale, time_scale,
 device_blocks, working_set_blocks` and the rest of the workload.
@@ -40,6 +42,7 @@ from rich.table import Table
 
 from app.settings import AppArgs
 from kv.transfer_config import REUSE
+from ops.bench import near_ties
 from ops.bench.arguments import count, modes, positive, share
 from ops.bench.conversations import (
     Conversation,
@@ -154,7 +157,16 @@ def run(options: Namespace) -> BenchResult:
                 f"  {result.wall_s:.1f} s, {result.num_steps} steps, "
                 f"{result.switches.preemptions} switches"
             )
-    keys = {**compare(results), **describe(workloads, options)}
+    keys = {
+        **compare(results),
+        **near_ties.explain(
+            results,
+            [workload.conversations for workload in workloads],
+            _settings(options, max(workload.longest for workload in workloads), {}),
+            progress,
+        ),
+        **describe(workloads, options),
+    }
     if options.plot is not None:
         plot_switch(keys, options.plot)
     return BenchResult(keys, table(keys))
@@ -193,19 +205,11 @@ def make_workload(options: Namespace, repeat: int) -> Workload:
 
 def play(mode: str, workload: Workload, options: Namespace, seed: str) -> ReplayResult:
     """A warm-up and a replay in a new engine."""
-    settings = read_settings(
-        model=options.model,
-        replicas=1,
-        host_kv_gib=options.host_kv_gib,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_model_len=workload.longest,
-        engine_args={
-            "block_size": options.block_tokens,
-            # One more, which vLLM keeps as its null block.
-            "num_gpu_blocks_override": workload.device_blocks + 1,
-            "enable_prefix_caching": True,
-        },
+    settings = _settings(
+        options,
+        workload.longest,
+        # One more, which vLLM keeps as its null block.
+        {"num_gpu_blocks_override": workload.device_blocks + 1, "enable_prefix_caching": True},
     )
     steps_per_update = round(1 / options.frequency)
     warm_up, replay = (
@@ -293,7 +297,7 @@ def table(keys: Mapping[str, Any]) -> Table:
     """The comparison for people: a row for each mode."""
     title = (
         f"{keys['conversations']} conversations on {keys['device_blocks']} of "
-        f"{keys['working_set_blocks']} blocks; times in ms, same tokens: {keys['outputs_equal']}"
+        f"{keys['working_set_blocks']} blocks; times in ms, same tokens: {_verdict(keys)}"
     )
     shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
@@ -316,6 +320,13 @@ def table(keys: Mapping[str, Any]) -> Table:
     return shown
 
 
+def _verdict(keys: Mapping[str, Any]) -> str:
+    if keys["outputs_equal"]:
+        return "yes"
+    num_ties = sum(one["is_near_tie"] for one in keys["differences"])
+    return f"yes, but for {num_ties} ties" if keys["outputs_right"] else "NO"
+
+
 def _warm_up(seed: str, context_tokens: int) -> list[Conversation]:
     rows = synthetic_rows(seed, WARM_UP_CONVERSATIONS)
     groups = by_conversation(rows, WARM_UP_CONVERSATIONS, max_turns=2)
@@ -327,6 +338,18 @@ def _rows(options: Namespace, seed: str) -> list[TraceRow]:
     if options.trace is None:
         return synthetic_rows(seed, options.conversations)
     return read_trace(options.trace)
+
+
+def _settings(options: Namespace, longest: int, engine_args: Mapping[str, Any]) -> AppArgs:
+    return read_settings(
+        model=options.model,
+        replicas=1,
+        host_kv_gib=options.host_kv_gib,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_model_len=longest,
+        engine_args={"block_size": options.block_tokens, **engine_args},
+    )
 
 
 def _arguments(mode: str, settings: AppArgs) -> dict[str, Any]:

@@ -99,11 +99,35 @@ FLEET = Board(
             _quantiles(PLACE),
         ),
         Graph(
+            "Pressure",
+            "What autoscaling goes by, beside the queueing delay: seats taken, and switches per "
+            "engine and second.",
+            Unit.COUNT,
+            (
+                Curve(fleet("fastswitch_fleet_busy_ratio"), "busy"),
+                Curve(fleet("fastswitch_fleet_switches_per_second"), "switches"),
+            ),
+        ),
+        Graph(
+            "Queueing delay",
+            "Of those who have not run yet, on average: what autoscaling goes by first.",
+            Unit.SECONDS,
+            (Curve(fleet("fastswitch_fleet_delay_seconds"), "delay"),),
+        ),
+        Graph(
+            "Requests moved",
+            "Sent to another engine, since theirs was lost or drained.",
+            Unit.PER_SECOND,
+            (Curve(gateways_rate("fastswitch_moved_requests_total", "way"), "{{way}}"),),
+        ),
+        Graph(
             "What is up",
-            "Engines in the fleet; and whether the router answers every gateway.",
+            "Engines in the fleet, and those of them that drain; and whether the router answers "
+            "every gateway.",
             Unit.COUNT,
             (
                 Curve(f"count({_engine_now('max_requests')})", "engines"),
+                Curve(f"sum({_engine_now('draining')})", "draining"),
                 Curve("min(fastswitch_router_up)", "router"),
             ),
         ),
@@ -255,6 +279,13 @@ SWITCHING = Board(
             "Loaded from host memory instead of computed.",
             Unit.PER_SECOND,
             _by_engine(_engine_rate("found_blocks")),
+        ),
+        Graph(
+            "Blocks from neighbours",
+            "Copied from host memory of other engines on the node; missed: overwritten or gone "
+            "before that.",
+            Unit.PER_SECOND,
+            _by_engine(_engine_rate("neighbour_blocks", "outcome"), "{{engine}} {{outcome}}"),
         ),
         Graph(
             "Evictions",

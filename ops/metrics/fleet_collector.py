@@ -110,6 +110,12 @@ _ENGINE_FAMILIES = (
         (_Series(_number("max_num_seqs")),),
     ),
     _Family(
+        "fastswitch_engine_draining",
+        "Whether the engine finishes what it has and takes nothing new.",
+        GaugeMetricFamily,
+        (_Series(_number("draining")),),
+    ),
+    _Family(
         "fastswitch_engine_kv_blocks_used",
         "KV blocks in use, in the device's memory and in the host's.",
         GaugeMetricFamily,
@@ -164,8 +170,10 @@ _ENGINE_FAMILIES = (
     ),
     _Family(
         "fastswitch_engine_swap_fallbacks",
-        "Preemptions whose KV was thrown away, by reason: the request has state beside its KV, "
-        "computing again is quicker, or other (no room in host memory, a reset, a failed load).",
+        "Preemptions whose KV was thrown away, by reason: the request has state beside its KV or "
+        "the engine's cannot be moved (unswitchable), "
+        "computing again is quicker (cheaper), or other (no room in host memory, a reset, a failed "
+        "load).",
         CounterMetricFamily,
         (
             _Series(_switch("unswitchable"), ("unswitchable",)),
@@ -231,6 +239,23 @@ _ENGINE_FAMILIES = (
         "Bytes of these blocks.",
         CounterMetricFamily,
         (_Series(_bytes("adopted_blocks")),),
+    ),
+    _Family(
+        "fastswitch_engine_neighbour_blocks",
+        "KV blocks found in the host memory of other engines on the node: copied from there "
+        "(copied), or overwritten or gone before that was done (missed).",
+        CounterMetricFamily,
+        (
+            _Series(_switch("fetched_blocks"), ("copied",)),
+            _Series(_switch("missed_blocks"), ("missed",)),
+        ),
+        ("outcome",),
+    ),
+    _Family(
+        "fastswitch_engine_neighbour_bytes",
+        "Bytes of the copied ones.",
+        CounterMetricFamily,
+        (_Series(_bytes("fetched_blocks")),),
     ),
     _Family(
         "fastswitch_engine_refused_host_pools",
@@ -316,6 +341,7 @@ class _Shown:
     totals: Numbers = field(default_factory=dict)
     engines: Mapping[str, Numbers] = field(default_factory=dict)
     service_gap: float = 0.0
+    pressure: Numbers | None = None
 
 
 class FleetCollector(Collector):
@@ -341,6 +367,7 @@ class FleetCollector(Collector):
             totals,
             snapshot.get("engines", {}),
             _service_gap(tenants),
+            snapshot.get("pressure"),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -355,6 +382,7 @@ class FleetCollector(Collector):
         yield _weights(shown.tenants)
         yield _fleet_requests(shown.totals)
         yield _fleet_service_gap(shown)
+        yield from _pressure(shown.pressure)
         for family in _ENGINE_FAMILIES:
             yield _metric(family, "engine", shown.engines)
         yield _load_waits(shown.engines)
@@ -424,6 +452,34 @@ class _Rest:
 def _service_gap(tenants: Mapping[str, Numbers]) -> float:
     counters = [tenant["counter"] for tenant in tenants.values() if tenant["waiting"]]
     return max(counters) - min(counters) if counters else 0.0
+
+
+# What autoscaling goes by, under the names of ``scheduler.pressure``.
+_PRESSURES = (
+    (
+        "delay_s",
+        "fastswitch_fleet_delay_seconds",
+        "For how long those have waited, on average, who have not run yet.",
+    ),
+    (
+        "switches_per_s",
+        "fastswitch_fleet_switches_per_second",
+        "Running requests that make way for others, per engine.",
+    ),
+    (
+        "busy_share",
+        "fastswitch_fleet_busy_ratio",
+        "Live requests per seat of engines that take new ones; above 1 where some wait.",
+    ),
+)
+
+
+def _pressure(pressure: Numbers | None) -> Iterator[Metric]:
+    for name, metric, text in _PRESSURES:
+        family = GaugeMetricFamily(metric, text)
+        if pressure is not None:  # a router that is new has measured none
+            family.add_metric((), pressure[name])
+        yield family
 
 
 def _weights(tenants: Mapping[str, Numbers]) -> Metric:

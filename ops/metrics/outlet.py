@@ -38,7 +38,11 @@ class Outlets:
 
 
 class Outlet:
-    """The outlets of one process, from ``open`` to ``close``; both return at once."""
+    """The outlets of one process, from ``open`` to ``close``.
+
+    ``open`` returns at once. ``close`` takes half a second for the port, and for the last word to
+    a Pushgateway up to ``ops.metrics.push.STOP_S``: no event loop should wait for it.
+    """
 
     def __init__(
         self,

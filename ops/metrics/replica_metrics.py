@@ -37,7 +37,7 @@ class ReplicaMetrics(Collector):
         self._exchanges_s += took_s
 
     def progressed(self) -> None:
-        """The engine has made a step, or has nothing to do."""
+        """The engine has made a token, or has nothing to do."""
         self._progress_s = self._now_s()
 
     def router_missed(self) -> None:
@@ -55,7 +55,7 @@ class ReplicaMetrics(Collector):
         yield exchanges
         silence = GaugeMetricFamily(
             "fastswitch_replica_engine_silence_seconds",
-            "Since the engine last made a step or had nothing to do.",
+            "Since the engine last made a token or had nothing to do.",
             labels=("engine",),
         )
         silence.add_metric((self._engine,), self._now_s() - self._progress_s)

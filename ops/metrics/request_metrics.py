@@ -27,7 +27,11 @@ TTFT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 TBT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 PLACE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+# How a request's answer goes on with another engine. There from the start: of the first engine that
+# dies a rate would show nothing else.
+MOVE_WAYS = ("begun", "continued", "replayed")
 COMPLETED = frozenset({"stop", "length"})
+FAILED = "error"  # there from the start too: an alert would miss the first that fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class _Tally:
         "good_output_tokens",
         "good_requests",
         "in_flight",
+        "moves",
         "outcomes",
         "output_tokens",
         "placing",
@@ -79,7 +84,8 @@ class _Tally:
         self.good_requests = 0
         self.good_output_tokens = 0
         self.placing = _Times(PLACE_BOUNDS_S)
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes = Counter({FAILED: 0})
+        self.moves = Counter(dict.fromkeys(MOVE_WAYS, 0))
         self.rejections: Counter[str] = Counter()
         self.prompt_tokens = 0
         self.output_tokens = 0
@@ -131,6 +137,10 @@ class RequestMeter:
         self._num_tokens += count
         self._last_s = now_s
 
+    def moved(self, way: str) -> None:
+        """Its engine was lost or left, and another has it; its answer goes on in this ``way``."""
+        self._tally.moves[way] += 1
+
     def rejected(self, limit: str) -> None:
         """Its tenant was past this limit of its own; ``finished`` is still to be called."""
         self._tally.rejections[limit] += 1
@@ -178,6 +188,7 @@ class RequestMetrics(Collector):
         self._drop_renamed()
         yield self._outcomes()
         yield self._rejections()
+        yield self._moves()
         yield self._in_flight()
         yield self._counter(
             "fastswitch_prompt_tokens",
@@ -235,6 +246,18 @@ class RequestMetrics(Collector):
         for (_, tenant), tally in self._labelled():
             for limit, count in list(tally.rejections.items()):
                 family.add_metric((self._gateway, tenant, limit), count)
+        return family
+
+    def _moves(self) -> Metric:
+        family = CounterMetricFamily(
+            "fastswitch_moved_requests",
+            "Requests sent to another engine since theirs was lost or drained: continued after "
+            "the tokens so far, replayed from the prompt, or begun, as no token was out.",
+            labels=("gateway", "tenant", "way"),
+        )
+        for (_, tenant), tally in self._labelled():
+            for way, count in list(tally.moves.items()):
+                family.add_metric((self._gateway, tenant, way), count)
         return family
 
     def _in_flight(self) -> Metric:

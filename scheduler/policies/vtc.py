@@ -11,10 +11,16 @@ the request goes. It is kept apart from the service, so giving it back can neith
 nor leave a credit, and it stays while a request is displaced: giving it back then would put
 its tenant in front again at once, and the two would displace each other for ever.
 
+Lifts. As in the paper, a tenant is lifted whenever it sends a request and has none that waits for
+its first token yet, and to the least of those that have: what it did not ask for is not owed to it,
+also not to one that always has something small under way. Nor can a newcomer be lifted to such a
+tenant's low counter and run ahead of the others until it has caught up with them.
+
 Equals. Tenants whose counters are about equal share a rank, and among them those that ask for
-little go first: who has fewer requests than half the mean can be given a place for each at little
-cost to the others. Else a tenant that comes back from idle, lifted to the counter of one with
-hundreds in line, would wait behind them all until that one's counter has moved on.
+little go first, with interactive work: who has fewer requests than half the mean can be given a
+place for each at little cost to the others. Else a tenant that comes back from idle, lifted to
+the counter of one with hundreds in line, would wait behind them all until that one's counter has
+moved on.
 
 Classes. Requests are ranked by tenant and class, and batch work as if its tenant's counter
 stood ``batch_lag`` higher. So who waits for an answer goes first in a burst of up to that much
@@ -36,6 +42,8 @@ aborted widens this by what it gives back. A tenant with interactive work waitin
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Self
 
 import msgspec
 
@@ -49,10 +57,10 @@ from scheduler.tracking import TrackedRequest
 
 
 class _VtcState(msgspec.Struct, array_like=True, frozen=True):
-    """What outlives the process: per tenant ``(served, lifted_to)``, and who left last."""
+    """What outlives the process: per tenant ``(served, lifted_to)``, and the last that waited."""
 
     tenants: dict[str, tuple[float, float]]
-    last_left: float
+    last_waited: float  # its counter
 
 
 @dataclass(slots=True)
@@ -69,6 +77,11 @@ class _Account:
     def counter(self) -> float:
         return self.served + self.reserved / self.weight
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request of the tenant has not run yet."""
+        return any(lane.num_waiting for lane in self.lanes.values())
+
 
 @dataclass(slots=True, eq=False)
 class _Lane:
@@ -78,6 +91,7 @@ class _Lane:
     service_class: ServiceClass
     lag: float  # by how much it ranks behind the tenant's counter
     num_live: int = 0
+    num_waiting: int = 0  # of them, those that have not run yet
     is_modest: bool = False  # it asks for little, beside the others
     rank: int = 0  # its group's
     priority: int = 0  # two for each rank
@@ -93,19 +107,31 @@ class _Lane:
         changes nothing.
         """
         asked = self.num_live / self.account.weight
-        self.is_modest = asked <= (mean_live if self.is_modest else mean_live / 2)
+        is_little = asked <= (mean_live if self.is_modest else mean_live / 2)
+        self.is_modest = is_little and self.service_class is ServiceClass.INTERACTIVE
         self.priority = 2 * self.rank + (not self.is_modest)
 
 
-def _mean_live(lanes: Collection[_Lane]) -> float:
-    """How many requests a unit of weight has live; 0 without any."""
-    weight = sum(lane.account.weight for lane in lanes)
-    return sum(lane.num_live for lane in lanes) / weight if weight else 0.0
+@dataclass(slots=True)
+class _Demand:
+    """How much all lanes ask for together."""
+
+    num_live: int = 0
+    weight: float = 0.0  # of the lanes' tenants
+
+    @property
+    def mean_live(self) -> float:
+        """How many requests a unit of weight has live; 0 without any."""
+        return self.num_live / self.weight if self.num_live else 0.0
+
+    @classmethod
+    def of(cls, lanes: Collection[_Lane]) -> Self:
+        return cls(sum(lane.num_live for lane in lanes), sum(lane.account.weight for lane in lanes))
 
 
 def _level(lane: _Lane) -> float | None:
-    """Where a lane's tenant stands among others of its class, while it has requests there."""
-    return lane.account.counter if lane.num_live else None
+    """Where a lane's tenant stands among others of its class, while it has requests waiting."""
+    return lane.account.counter if lane.num_waiting else None
 
 
 class VirtualTokenCounter:
@@ -115,7 +141,7 @@ class VirtualTokenCounter:
     ``max_idle_tenants`` those idle longest are forgotten. A forgotten tenant comes back as a
     new one, at nought, and the lift takes it to where it would be had it been remembered,
     unless its counter was still above the least: then it is forgiven the difference. What it
-    takes to lift with nobody backlogged, the counter of the last to leave, is kept apart.
+    takes to lift with nobody waiting, the last that waited, is kept apart.
     """
 
     name = "vtc"
@@ -136,9 +162,12 @@ class VirtualTokenCounter:
         self._max_idle_tenants = max_idle_tenants
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
-        self._last_left = 0.0
+        self._last_waited = _Account(weight=1.0)
+        self._last_of_class: dict[ServiceClass, _Lane] = {}  # that waited
         self._groups = RankGroups[_Lane](quantum)
-        self._mean_live = 0.0  # requests per unit of weight at the last ranking
+        # Counted anew at each ranking, as weights change; kept up between two, in which a flood's
+        # first second may lie.
+        self._demand = _Demand()
         self._least = {each: LeastCounter(_level) for each in ServiceClass}
 
     def reweigh(self) -> None:
@@ -146,6 +175,8 @@ class VirtualTokenCounter:
         for accounts in (self._backlogged, self._idle):
             for tenant, account in accounts.items():
                 account.weight = self._shares[tenant].weight
+        lanes = chain.from_iterable(each.lanes.values() for each in self._backlogged.values())
+        self._demand = _Demand.of([*lanes])
         self._renew_least()
 
     def arrive(self, request: TrackedRequest) -> None:
@@ -153,23 +184,28 @@ class VirtualTokenCounter:
         account = self._backlogged.get(request.tenant)
         if account is None:
             account = self._account(request.tenant)
-            self._lift(account, service_class)
             del self._idle[request.tenant]
             self._backlogged[request.tenant] = account
+        if not account.is_waiting:
+            self._lift(account, service_class)
         lane = account.lanes.get(service_class)
         if lane is None:
             lane = _Lane(account, service_class, self._lags[service_class])
             account.lanes[service_class] = lane
             self._groups.insert(lane, lane.counter)
+            self._demand.weight += account.weight
         lane.num_live += 1
-        lane.place(self._mean_live)
-        if lane.num_live == 1:
+        lane.num_waiting += 1
+        self._demand.num_live += 1
+        lane.place(self._demand.mean_live)
+        if lane.num_waiting == 1:
             self._least[service_class].note(lane)
         request.note = lane
 
     def start(self, request: TrackedRequest) -> None:
         account = self._backlogged[request.tenant]
         account.reserved += self._service.input * request.prompt_left
+        self._wait_no_more(request.note)
 
     def progress(self, request: TrackedRequest, tokens: Tokens) -> None:
         account = self._backlogged[request.tenant]
@@ -181,12 +217,15 @@ class VirtualTokenCounter:
         account = lane.account
         if request.has_started:
             account.reserved -= self._service.input * request.prompt_left
+        else:
+            self._wait_no_more(lane)
         lane.num_live -= 1
+        self._demand.num_live -= 1
         if lane.num_live == 0:
             del account.lanes[lane.service_class]
+            self._demand.weight -= account.weight
         if not account.lanes:
             account.reserved = 0.0  # rounding may have left a trace
-            self._last_left = account.counter
             self._idle[request.tenant] = self._backlogged.pop(request.tenant)
             self._forget_longest_idle()
         elif request.has_started and request.prompt_left:
@@ -205,9 +244,10 @@ class VirtualTokenCounter:
             for lane in account.lanes.values():
                 counters[lane] = counter + lane.lag
         self._groups.update(counters)
-        self._mean_live = _mean_live(counters)
+        self._demand = _Demand.of(counters)
+        mean_live = self._demand.mean_live
         for lane in counters:
-            lane.place(self._mean_live)
+            lane.place(mean_live)
         for least in self._least.values():
             least.drop_stale()
 
@@ -227,11 +267,12 @@ class VirtualTokenCounter:
             for accounts in (self._idle, self._backlogged)
             for tenant, account in accounts.items()
         }
-        return msgspec.msgpack.encode(_VtcState(tenants, self._last_left))
+        return msgspec.msgpack.encode(_VtcState(tenants, self._last_waited.counter))
 
     def load(self, state: bytes) -> None:
         saved = msgspec.msgpack.decode(state, type=_VtcState)
-        self._last_left = saved.last_left
+        self._last_waited = _Account(weight=1.0, served=saved.last_waited)
+        self._last_of_class.clear()
         for tenant, (served, lifted_to) in saved.tenants.items():
             account = self._backlogged.get(tenant) or self._account(tenant)
             account.served, account.lifted_to = served, lifted_to
@@ -246,18 +287,34 @@ class VirtualTokenCounter:
         return account
 
     def _lift(self, account: _Account, service_class: ServiceClass) -> None:
-        """Bring an idle account up to the least counter of those backlogged in its class.
+        """Bring an account up to the least counter of those waiting in its class. Never down.
 
-        With nobody there, up to the least of all; with nobody backlogged, up to that of the
-        tenant that left last. Without this a tenant would come back with the service it did not
-        ask for and starve the others. Never down.
+        With nobody waiting there, up to the one that did last, if it still has requests there; else
+        up to the least that waits in another class, or the last that did. Without this a tenant
+        would come back with the service it did not ask for and starve the others.
         """
-        floor = self._least[service_class].least()
-        if floor is None:
-            counters = (each.least() for each in self._least.values())
-            floor = min((one for one in counters if one is not None), default=self._last_left)
-        if floor > account.served:
-            account.served = account.lifted_to = floor
+        missing = self._floor(service_class) - account.counter
+        if missing > 0:
+            account.served += missing
+            account.lifted_to = account.served
+
+    def _floor(self, service_class: ServiceClass) -> float:
+        least = self._least[service_class].least()
+        if least is not None:
+            return least
+        last = self._last_of_class.get(service_class)
+        if last is not None and last.num_live:
+            return last.account.counter
+        counters = (each.least() for each in self._least.values())
+        waiting = [counter for counter in counters if counter is not None]
+        return min(waiting, default=self._last_waited.counter)
+
+    def _wait_no_more(self, lane: _Lane) -> None:
+        """One of the lane's requests runs, or has gone without."""
+        lane.num_waiting -= 1
+        if not lane.num_waiting:
+            self._last_of_class[lane.service_class] = lane
+            self._last_waited = lane.account
 
     def _note_fall(self, account: _Account) -> None:
         """An account's counter may have fallen."""

@@ -1,5 +1,6 @@
-"""`fastswitch bench` ends what it has started, however it is ended itself."""
+"""`fastswitch bench` tells whether limits held, and ends what it has started, however it ends."""
 
+import json
 import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -16,6 +17,20 @@ def _sigterm_as_before() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
+
+
+class Judged:
+    """A benchmark that has measured already."""
+
+    EXAMPLE = "fastswitch bench scenarios"
+
+    def __init__(self, result: BenchResult) -> None:
+        self._result = result
+
+    def add_arguments(self, parser: ArgumentParser) -> None: ...
+
+    def run(self, options: Namespace) -> BenchResult:
+        return self._result
 
 
 class Interrupted:
@@ -35,6 +50,28 @@ class Interrupted:
         finally:
             self.is_server_running = False
         return BenchResult({}, Table())
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [
+        (BenchResult({"numbers": 1}, Table()), 0),
+        (BenchResult({"passed": True}, Table(), has_passed=True), 0),
+        (BenchResult({"passed": False}, Table(), has_passed=False), 1),
+    ],
+    ids=["without limits", "all hold", "one does not"],
+)
+def test_the_exit_status_says_whether_the_limits_held(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    result: BenchResult,
+    status: int,
+) -> None:
+    """A script can go by it; what was measured is printed all the same."""
+    monkeypatch.setattr(bench.Bench, "load", lambda _: Judged(result))
+    assert bench.run(Namespace(bench="scenarios", seed=0, json=True)) == status
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last_line).items() >= result.keys.items()
 
 
 def test_a_benchmark_that_is_terminated_ends_its_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_steps_left_out_are_short_on_the_cpu_and_vllms_choice_on_a_gpu() -> None
     """Short, but with room for every sequence, and not where prompts cannot be cut into pieces."""
     name = "max_num_batched_tokens"
     whole = AppArgs(engine_args={"enable_chunked_prefill": False})
-    assert engine_args(AppArgs(), "m", on_cuda=False)[name] == 256
+    assert engine_args(AppArgs(), "m", on_cuda=False)[name] == 128
     assert engine_args(AppArgs(max_num_seqs=300), "m", on_cuda=False)[name] == 300
     assert engine_args(AppArgs(max_num_batched_tokens=64), "m", on_cuda=False)[name] == 64
     assert engine_args(whole, "m", on_cuda=False)[name] is None

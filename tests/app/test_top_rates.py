@@ -103,13 +103,23 @@ def test_an_engine_that_is_new_has_no_rates_yet() -> None:
     assert engine.swaps_out_per_s == 0.0
 
 
+def test_an_engine_that_drains_now_is_told() -> None:
+    """Whatever it did before."""
+    found = rates(
+        look(0, engines=switched()), look(1, engines={"engine": EngineNow(draining=True)})
+    )
+    assert [one.is_draining for one in found.engines] == [True]
+
+
 def test_totals_are_tokens_per_second_of_both_kinds() -> None:
-    """And how many requests run and wait now."""
+    """And how many requests run, wait, and are in line now."""
     before = look(0, service=0.0, prompt_tokens=100, output_tokens=10)
-    now = look(5, service=50.0, prompt_tokens=600, output_tokens=110, running=3, waiting=4)
+    now = look(
+        5, service=50.0, prompt_tokens=600, output_tokens=110, running=3, waiting=4, in_line=2
+    )
     totals = rates(before, now).totals
     assert (totals.prompt_tok_s, totals.output_tok_s, totals.service_per_s) == (100, 20, 10)
-    assert (totals.running, totals.waiting) == (3, 4)
+    assert (totals.running, totals.waiting, totals.in_line) == (3, 4, 2)
 
 
 def test_rates_are_means_over_the_last_seconds() -> None:

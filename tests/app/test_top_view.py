@@ -183,6 +183,26 @@ def test_refusals_have_a_column_only_while_there_are_any() -> None:
     assert any("429/s" in line for line in lines(refused, 120))
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_an_engine_that_drains_is_marked(width: int) -> None:
+    """It takes nothing new, which explains a batch that is not full; others have no mark."""
+    leaving = replace(ENGINE, engine="engine-leaving", is_draining=True)
+    shown = lines(Rates("vtc", 10.0, TOTALS, [ALICE], [ENGINE, leaving]), width)
+
+    assert [line.split()[0] for line in shown if "drains" in line] == ["engine-leaving"]
+    assert max(map(len, shown)) <= width
+    calm = lines(Rates("vtc", 10.0, TOTALS, [ALICE], [ENGINE]), width)
+    assert not any("drains" in line for line in calm)
+
+
+def test_those_in_line_are_told_from_those_on_engines() -> None:
+    """With so many there is an engine too few; where nobody is in line nothing is said of it."""
+    crowded = Rates("vtc", 10.0, replace(TOTALS, in_line=200), [ALICE], [ENGINE])
+    assert lines(crowded, 80)[1].endswith("1,234 waiting, 200 in line")
+    calm = Rates("vtc", 10.0, TOTALS, [ALICE], [ENGINE])
+    assert lines(calm, 80)[1].rstrip().endswith("1,234 waiting")
+
+
 def test_settings_that_were_refused_are_shown() -> None:
     """Whoever changed them looks here; the numbers stay where they are, a line lower."""
     refused = "user_config.fairness.quantum: input should be greater than 0 (given: -1)"

@@ -12,8 +12,10 @@ from app.demo_model import write_demo_model
 from ops.metrics.stale_groups import groups_of
 from tests.cluster.fleet import fleet_when
 from tests.cluster.program import HOST, MODEL, Program, running
+from tests.cluster.redeploy import Deployer
 from tests.cluster.tenants import Tenants
 from tests.ops.prometheus import PROGRAMS, pushgateway
+from tests.ops.tracing.stand_in_collector import StandInCollector, stand_in_collector
 
 NUM_ENGINES = 2
 NUM_SEATS = 8  # requests that run at once, per engine
@@ -59,12 +61,22 @@ def pushed_to() -> Iterator[str | None]:
 
 
 @pytest.fixture(scope="session")
-def settings(tiny_model: Path, tenants: Tenants, pushed_to: str | None) -> Mapping[str, Any]:
+def traced_to() -> Iterator[StandInCollector]:
+    """The collector that the server sends spans to: of requests whose caller traces them."""
+    with stand_in_collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def settings(
+    tiny_model: Path, tenants: Tenants, pushed_to: str | None, traced_to: StandInCollector
+) -> Mapping[str, Any]:
     """The server's settings, by their names in ``args``."""
     metrics = {"metrics": {"push_url": pushed_to, "push_s": 1}} if pushed_to is not None else {}
     return {
         **SETTINGS,
         **metrics,
+        "tracing": {"otlp_endpoint": traced_to.url, "sample_share": 0},
         "model": str(tiny_model),
         "device": "cpu",
         "replicas": NUM_ENGINES,
@@ -123,3 +135,10 @@ async def server(program: Program, http: httpx.AsyncClient) -> AsyncIterator[Pro
     await fleet_when(
         http, lambda fleet: fleet.is_idle, "nothing is left of the requests", within_s=IDLE_WITHIN_S
     )
+
+
+@pytest.fixture
+def deployer(program: Program, settings: Mapping[str, Any], tmp_path: Path) -> Deployer:
+    """The settings of the server, but for one of its engines'; hardly a request may finish."""
+    changed = {**settings, "engine_args": {"seed": 1}, "drain_s": 0.2}
+    return Deployer(program, changed, tmp_path)

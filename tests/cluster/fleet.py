@@ -20,7 +20,9 @@ class Switches(msgspec.Struct):
     recomputed_tokens: int
     pins: int
     pin_hits: int
+    blocks_out: int
     adopted_blocks: int
+    fetched_blocks: int
 
 
 class Engine(msgspec.Struct):

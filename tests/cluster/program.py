@@ -62,7 +62,7 @@ class Program:
 
     def parts(self, name: str) -> list[psutil.Process]:
         """Its processes of one kind: ``ROUTER``, ``ENGINE_CORE`` ..."""
-        return [process for process in self.processes() if name in _title(process)]
+        return [process for process in self.processes() if name in title_of(process)]
 
     def part(self, name: str) -> psutil.Process:
         """Its one process of this kind."""
@@ -104,6 +104,16 @@ def stretched(seconds: float) -> float:
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
+def marked(port: int) -> list[psutil.Process]:
+    """Processes that carry the mark of the program on ``port``, whoever their parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(port):
+                found.append(process)
+    return found
+
+
 def _is_ready(program: Program) -> bool:
     assert program.process.poll() is None, f"it ended before it was ready:\n{program.said}"
     return f"ready  {program.url}" in program.said
@@ -118,8 +128,8 @@ def _interrupt(program: Program) -> None:
     within_s = stretched(END_WITHIN_S)
     assert program.process.wait(within_s) == INTERRUPTED_STATUS
     _, alive = psutil.wait_procs(started, timeout=1)
-    left = {*alive, *_marked(program.port)}
-    assert not left, f"still running after the end: {[_title(process) for process in left]}"
+    left = {*alive, *marked(program.port)}
+    assert not left, f"still running after the end: {[title_of(process) for process in left]}"
     assert is_port_free(HOST, program.port)
     assert [folder for folder in run_folders if folder.exists()] == []
     assert "Traceback" not in program.said, program.said
@@ -141,7 +151,7 @@ def _shared_memory_of(started: Sequence[psutil.Process]) -> set[Path]:
 
 
 def _kill_leftovers(program: Program) -> None:
-    left = set(_marked(program.port))
+    left = set(marked(program.port))
     with suppress(psutil.NoSuchProcess):
         left.update(program.processes())
     for process in left:
@@ -150,17 +160,8 @@ def _kill_leftovers(program: Program) -> None:
     program.process.wait()
 
 
-def _marked(port: int) -> list[psutil.Process]:
-    """Processes that carry the mark of the program on ``port``, whoever their parent is now."""
-    marked = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(MARK) == str(port):
-                marked.append(process)
-    return marked
-
-
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """The command line by which a process is known; empty for one that has ended."""
     with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""

@@ -1,8 +1,8 @@
 """Changes to a service that runs: all of it is replaced under load, or settings change alone."""
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -16,30 +16,26 @@ from tests.cluster.conftest import (
     as_setting,
 )
 from tests.cluster.fleet import Fleet, fleet_when
-from tests.cluster.program import ENGINE_CORE, GATEWAY, ROUTER, Program, running, wait_until
-from tests.cluster.redeploy import Deployer
-from tests.cluster.test_faults import (
+from tests.cluster.load import (
     BACK_WITHIN_S,
     both_engines_serve,
+    check_charged,
     endless_requests,
     repeated_answers,
     served_again,
     undisturbed,
     until_served,
 )
-from tests.cluster.traffic import Stream, completion
+from tests.cluster.program import ENGINE_CORE, GATEWAY, ROUTER, Program, running, wait_until
+from tests.cluster.redeploy import Deployer
+from tests.cluster.traffic import Stream, backlog, completion
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 REDEPLOYED_WITHIN_S = 2 * BACK_WITHIN_S
 LONG_TOKENS = 7000  # of a stream that is there when its engine and its gateway are to go
-
-
-@pytest.fixture
-def deployer(program: Program, settings: Mapping[str, Any], tmp_path: Path) -> Deployer:
-    """The settings of the server, but for one of its engines'; hardly a request may finish."""
-    changed = {**settings, "engine_args": {"seed": 1}, "drain_s": 0.2}
-    return Deployer(program, changed, tmp_path)
+CROWD = NUM_ENGINES * NUM_SEATS + 8
+MAX_WAIT_S = 3.0
 
 
 async def test_a_redeploy_under_load_is_missed_by_nobody(
@@ -54,8 +50,8 @@ async def test_a_redeploy_under_load_is_missed_by_nobody(
     before = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
     old = pids(server, ROUTER, GATEWAY)
     long = [Stream(http, completion(max_tokens=LONG_TOKENS), tenant="long") for _ in range(2)]
-    async with repeated_answers(http, answers) as num_right:
-        await served_again(num_right)
+    async with repeated_answers(http, answers) as load:
+        await served_again(load)
         await asyncio.to_thread(deployer.deploy)
         await fleet_when(
             http,
@@ -71,13 +67,11 @@ async def test_a_redeploy_under_load_is_missed_by_nobody(
             "router and gateway are new",
             within_s=REDEPLOYED_WITHIN_S,
         )
-        await served_again(num_right)
+        await served_again(load)
     assert [len(stream.tokens) for stream in long] == [LONG_TOKENS, LONG_TOKENS]
     assert long[0].tokens == long[1].tokens
     after = await fleet_when(http, lambda fleet: fleet.is_idle, "all that ended is charged")
-    charged = after.tenant("streams").output_tokens - before.tenant("streams").output_tokens
-    given = sum(num * len(answers[name]) for name, num in num_right.items())
-    assert charged == pytest.approx(given, rel=0.05)
+    check_charged(load, before, after)
     await both_engines_serve(http)
 
 
@@ -109,6 +103,32 @@ async def test_settings_change_without_a_restart(
         await until_served(http, served, more=4)
 
     assert pids(server, ENGINE_CORE, ROUTER, GATEWAY) == before
+
+
+async def test_nobody_waits_for_ever_behind_what_outranks_it(
+    server: Program, http: httpx.AsyncClient, deployer: Deployer
+) -> None:
+    """All seats are taken, and wanted, by requests that are more urgent and never end.
+
+    Under `static` nothing but `max_wait_s` gets another one an answer: it does after that time.
+    """
+    bound = {"fairness": {"policy": "static", "max_wait_s": MAX_WAIT_S}}
+    try:
+        await asyncio.to_thread(deployer.deploy, bound)
+        await asyncio.to_thread(deployer.wait_until_deployed, within_s=REDEPLOYED_WITHIN_S)
+        await fleet_when(http, lambda fleet: fleet.policy == "static", "the policy is in force")
+        crowd = backlog(http, "crowd", num_requests=CROWD, max_tokens=LONG_TOKENS)
+        async with crowd as answers:
+            await fleet_when(http, lambda fleet: fleet.is_full, "all seats are taken")
+            patient = Stream(http, completion(max_tokens=1, priority=1), tenant="patient")
+            async with asyncio.timeout(MAX_WAIT_S + BACK_WITHIN_S):
+                await patient.begun()
+            waited_s = monotonic() - patient.asked_s
+            assert waited_s >= MAX_WAIT_S
+            assert not any(answer.done() for answer in answers)
+    finally:
+        await asyncio.to_thread(deployer.deploy)
+    await fleet_when(http, lambda fleet: fleet.policy == "vtc", "the first policy is back")
 
 
 async def test_engines_come_with_the_load_and_go_with_it(tiny_model: Path, tmp_path: Path) -> None:

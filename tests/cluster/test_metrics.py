@@ -1,4 +1,4 @@
-"""The served fleet on a real Prometheus: all that dashboards ask for is there."""
+"""The served fleet on a real Prometheus: all that dashboards and alerts ask for is there."""
 
 import asyncio
 from pathlib import Path
@@ -8,22 +8,24 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.alerts.files import rules_yaml
+from ops.alerts.rules import ALERTS
 from ops.dashboards.boards import BOARDS
 from tests.cluster.conftest import NUM_ENGINES, NUM_SEATS
 from tests.cluster.program import HOST, Program
 from tests.cluster.traffic import complete, completion
-from tests.ops.dashboards.test_boards import as_grafana_asks
+from tests.ops.dashboards.test_boards import as_grafana_asks, parts_of
 from tests.ops.prometheus import Prometheus, needs_prometheus, prometheus, soon
 
 pytestmark = pytest.mark.cluster
 
 NUM_STREAMS = 2 * NUM_ENGINES * NUM_SEATS  # twice what runs at once
 LONGEST_S = 300.0  # no request of these tests is on its way for longer
-QUERIES = [curve.query for board in BOARDS for curve in board.curves()]
+QUERIES = [as_grafana_asks(curve.query) for board in BOARDS for curve in board.curves()]
+ALERTED = [part for alert in ALERTS for part in parts_of(alert)]
 
 
 @needs_prometheus
-async def test_every_panels_query_has_series_of_the_served_fleet(
+async def test_every_panel_and_alert_has_series_of_the_served_fleet(
     server: Program, http: httpx.AsyncClient, pushed_to: str | None, tmp_path: Path
 ) -> None:
     """Scraped at the gateway and pushed by every process, while two tenants want all seats."""
@@ -69,7 +71,7 @@ async def keep_asking(http: httpx.AsyncClient, tenant: str, number: int) -> None
 
 
 def assert_all_there(prom: Prometheus) -> None:
-    missing = [query for query in QUERIES if not prom.points(as_grafana_asks(query))]
+    missing = [query for query in [*QUERIES, *ALERTED] if not prom.points(query)]
     assert missing == []
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -42,10 +43,15 @@ class Stream:
     """
 
     def __init__(self, http: httpx.AsyncClient, body: dict[str, Any], *, tenant: str) -> None:
+        self.tenant = tenant
+        self.asked_s = monotonic()
         self.text = ""
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
         self.error: dict[str, Any] | None = None
+        self.served_by: str | None = None  # the gateway, once it has begun to answer
+        self.longest_gap_s = 0.0  # between two events
+        self._heard_s: float | None = None
         self._began = asyncio.Event()
         self._task = asyncio.create_task(self._follow(http, body, tenant))
 
@@ -77,8 +83,9 @@ class Stream:
         streamed = {**body, "stream": True, "return_token_ids": True}
         headers = {"X-Tenant": tenant}
         async with http.stream("POST", COMPLETIONS, json=streamed, headers=headers) as answer:
+            self.served_by = answer.headers.get("x-served-by")
             if answer.status_code != 200:
-                self.error = msgspec.json.decode(await answer.aread())["error"]
+                self.error = _error_in(await answer.aread())
                 return
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
@@ -88,11 +95,23 @@ class Stream:
         if "error" in event:
             self.error = event["error"]
             return
+        now_s = monotonic()
+        self.longest_gap_s = max(self.longest_gap_s, now_s - (self._heard_s or now_s))
+        self._heard_s = now_s
         [choice] = event["choices"]
         self.text += choice["text"]
         self.tokens += choice["token_ids"] or ()
         self.finish_reason = choice["finish_reason"]
         self._began.set()
+
+
+def _error_in(body: bytes) -> dict[str, Any]:
+    """What a refusal says: a gateway's as JSON, HAProxy's in its own words."""
+    try:
+        error: dict[str, Any] = msgspec.json.decode(body)["error"]
+    except msgspec.DecodeError:
+        return {"message": body.decode(errors="replace")}
+    return error
 
 
 @asynccontextmanager

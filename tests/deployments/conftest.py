@@ -24,6 +24,7 @@ from tests.deployments.stand_ins import HOST, ROOT
 MAX_NUM_SEQS = 4
 MAX_MODEL_LEN = 8192  # long enough for a request that does not end during a test
 KV_GIB = 0.1
+STUCK_S = 4.0
 CLIENT_SILENCE_S = 4.0  # gateways say hello every second, and a shared machine may pause
 
 
@@ -70,6 +71,7 @@ async def engine(engine_settings: AppArgs) -> AsyncIterator[RunningEngine]:
         outlets=outlets,
         has_vllm_metrics=True,
         client_silence_s=CLIENT_SILENCE_S,
+        stuck_s=STUCK_S,
     )
     process = EngineProcess(order, {**environment, "PYTHONPATH": ROOT})
     card = await process.ready()

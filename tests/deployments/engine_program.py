@@ -14,6 +14,7 @@ import zmq
 
 from deployments import wire
 from deployments.engine_order import (
+    CHANGES,
     DRAINING,
     ECHO,
     ERROR_MARK,
@@ -22,6 +23,7 @@ from deployments.engine_order import (
     PARTING,
     REPLICA_CLIENT,
     STAGE,
+    Changes,
     EngineOrder,
     Exchange,
 )
@@ -81,7 +83,7 @@ def babble(_order: EngineOrder) -> None:
 
 def work(order: EngineOrder) -> None:
     """Answer exchanges, a step each; what priorities and pins were given shows in the progress."""
-    _answer_exchanges(order, is_stuck=False)
+    _answer_exchanges(order)
 
 
 def stick(order: EngineOrder) -> None:
@@ -89,14 +91,24 @@ def stick(order: EngineOrder) -> None:
     _answer_exchanges(order, is_stuck=True)
 
 
+def wait(order: EngineOrder) -> None:
+    """Step on with a request that waits and none that runs, as a deadlocked engine does."""
+    _answer_exchanges(order, num_waiting=1)
+
+
+def spin(order: EngineOrder) -> None:
+    """Step on with a request that runs and gets no token."""
+    _answer_exchanges(order, busy_until=b"\xff")
+
+
 def finish(order: EngineOrder) -> None:
     """Have a request that ends while the engine drains."""
-    _answer_exchanges(order, is_stuck=False, busy_until=DRAINING)
+    _answer_exchanges(order, busy_until=DRAINING)
 
 
 def cling(order: EngineOrder) -> None:
     """Have a request that ends only as it goes on elsewhere."""
-    _answer_exchanges(order, is_stuck=False, busy_until=PARTING)
+    _answer_exchanges(order, busy_until=PARTING)
 
 
 def go_deaf(order: EngineOrder) -> None:
@@ -114,9 +126,13 @@ def die_young(order: EngineOrder) -> None:
 
 
 def _answer_exchanges(
-    order: EngineOrder, *, is_stuck: bool, busy_until: bytes | None = None
+    order: EngineOrder,
+    *,
+    is_stuck: bool = False,
+    busy_until: bytes | None = None,
+    num_waiting: int = 0,
 ) -> None:
-    step, stage = 0, ECHO
+    step, stage, changes = 0, ECHO, Changes({})
     for kind, message, answer in _connected(order):
         if kind == HEARTBEAT:
             answer(int.from_bytes(message, "little"), stage)
@@ -124,11 +140,13 @@ def _answer_exchanges(
             stage = message
             say(f"stage {stage.hex()}")
             answer(REPLICA_CLIENT, stage)
+        elif kind == CHANGES:
+            changes = msgspec.msgpack.decode(message, type=Changes)
         elif kind == EXCHANGE:
             step += not is_stuck
             exchange = msgspec.msgpack.decode(message, type=Exchange)
             is_busy = is_stuck or (busy_until is not None and stage < busy_until)
-            progress = make_progress(step, exchange, num_running=int(is_busy))
+            progress = make_progress(step, exchange, changes, int(is_busy), num_waiting)
             answer(exchange.client_index, msgspec.msgpack.encode(progress))
 
 
@@ -147,10 +165,12 @@ def _connected(order: EngineOrder) -> Iterator[tuple[bytes, bytes, Callable[[int
         yield kind, message, answer
 
 
-def make_progress(step: int, exchange: Exchange, num_running: int) -> EngineProgress:
+def make_progress(
+    step: int, exchange: Exchange, changes: Changes, num_running: int, num_waiting: int
+) -> EngineProgress:
     live = [
         LiveRequest(name, "acme", None, 0.0, 10, 0, 0, priority, is_running=False)
-        for name, priority in exchange.priorities.items()
+        for name, priority in changes.priorities.items()
     ]
     return EngineProgress(
         step=step,
@@ -158,12 +178,12 @@ def make_progress(step: int, exchange: Exchange, num_running: int) -> EngineProg
         live=live,
         finished=[],
         num_running=num_running,
-        num_waiting=0,
+        num_waiting=num_waiting,
         blocks_used=0,
         blocks_total=100,
         host_blocks_used=0,
         host_blocks_total=0,
-        switches=SwitchCounts(pins=len(exchange.pins_s or ())),
+        switches=SwitchCounts(pins=len(changes.pins_s or ())),
     )
 
 
@@ -179,6 +199,8 @@ ACTS: dict[str, Callable[[EngineOrder], None]] = {
         insist,
         work,
         stick,
+        wait,
+        spin,
         finish,
         cling,
         go_deaf,

@@ -14,9 +14,11 @@ class Watch:
     async def progress(
         self, priorities: dict[str, int] | None = None, *, is_full: bool = True
     ) -> EngineProgress:
+        if priorities:
+            await self._line.change(Orders(priorities))
         while True:
             try:
-                return await self._line.exchange(Orders(priorities or {}, want_join=is_full))
+                return await self._line.exchange(is_full=is_full)
             except TimeoutError:
                 continue
 

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from deployments import engine_links, wire
 from deployments.engine_links import EngineLink
-from deployments.engine_order import DRAINING, PARTING
+from deployments.engine_order import DRAINING, ECHO, PARTING, STUCK
 from deployments.messages import EngineCard
 from tests.deployments.stand_ins import StandInEngine, unreachable_card, until
 
@@ -132,6 +132,22 @@ async def test_an_engine_says_at_which_stage_of_its_way_out_it_is(reader: Reader
     assert (reader.frames, reader.lost) == ([], [])
 
 
+async def test_an_engine_whose_loop_stands_still_is_up_and_takes_no_requests(
+    reader: Reader,
+) -> None:
+    """Its requests stay where they are, in case it goes on; new ones go elsewhere."""
+    with StandInEngine("engine-a") as engine, linked(engine.card, reader) as link:
+        await until(lambda: link.is_at_work)
+
+        engine.stage = STUCK
+        await until(lambda: not link.is_at_work)
+        assert (link.is_up, link.takes_requests) == (True, False)
+
+        engine.stage = ECHO
+        await until(lambda: link.is_at_work and link.takes_requests)
+    assert (reader.parting, reader.frames, reader.lost) == ([], [], [])
+
+
 async def test_two_gateways_get_their_own_outputs(reader: Reader) -> None:
     """Outputs go to the client they are for, and to nobody else."""
     other_reader = Reader()
@@ -176,6 +192,31 @@ async def test_an_engine_whose_machine_vanishes_is_lost(
 
                 assert not link.is_up
     assert reader.lost == ["engine-a"]
+
+
+async def test_within_a_machine_silence_breaks_nothing(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica's line to its engine outlasts what tells a gateway that the engine has vanished."""
+    monkeypatch.setattr(wire, "HEARTBEAT_MS", 10)
+    monkeypatch.setattr(wire, "PEER_SILENCE_MS", 100)
+    context = zmq.asyncio.Context.instance()
+    with StandInEngine("engine-a") as engine:
+        async with Cable(engine.card.output_address) as cable:
+            card = msgspec.structs.replace(engine.card, output_address=cable.address)
+            end = wire.Endpoint(cable.address, card.public_key)
+            with closing(wire.connect(context, zmq.DEALER, end, is_same_machine=True)) as line:
+                events = line.get_monitor_socket(
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                )
+                await events.recv_multipart()
+                with linked(card, reader) as link:
+                    await until(lambda: link.is_up)
+                    cable.is_cut = True
+                    await until(lambda: reader.lost)
+
+                    assert not await events.poll(0)
+                line.disable_monitor()
 
 
 async def test_an_engine_that_was_never_there_is_not_lost(reader: Reader) -> None:

@@ -102,7 +102,7 @@ async def test_an_engine_joins_with_all_it_has_and_then_reports() -> None:
 
 
 async def test_priorities_reach_the_engine_once() -> None:
-    """What the router orders is set with the next exchange, and not again."""
+    """What the router orders is set before the next progress is taken, and not again."""
     with OrderingRouter() as router:
         async with started(StandInHandle(router.endpoint)):
             await until(lambda: router.of_kind(Report))
@@ -119,7 +119,7 @@ async def test_priorities_reach_the_engine_once() -> None:
 
 
 async def test_pins_reach_the_engine_once() -> None:
-    """They come with an exchange as priorities do, and not again."""
+    """They come as priorities do, and not again."""
     with OrderingRouter() as router:
         async with started(StandInHandle(router.endpoint)):
             await until(lambda: router.of_kind(Report))
@@ -270,9 +270,9 @@ async def test_a_replica_whose_engine_died_is_ill() -> None:
                 await _ill(replica.check_health)
 
 
-@pytest.mark.parametrize("act", ["stick", "go_deaf"])
+@pytest.mark.parametrize("act", ["stick", "wait", "spin", "go_deaf"])
 async def test_an_engine_without_progress_is_ill(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that lives and no longer steps, or no longer answers, does not count as healthy."""
+    """It no longer steps, or steps with all waiting, or without a token, or no longer answers."""
     monkeypatch.setattr(engine_replica, "STALL_S", 0.1)
     monkeypatch.setattr(engine_replica, "REPLY_S", 0.02)
     monkeypatch.setattr(engine_replica, "PARTING_S", 0.05)

@@ -1,4 +1,4 @@
-"""The host memory of an engine that is killed, in the hands of the engine that follows it."""
+"""The host memory of an engine that is killed, in the hands of its neighbours and successors."""
 
 import os
 import signal
@@ -94,6 +94,33 @@ async def have_begun(client: EngineClient, name: str, asked: Sequence[Asked], ra
     for number, (prompt, num_tokens) in enumerate(asked):
         await client.add(f"{name}-{number}", prompt, max_tokens=num_tokens, priority=rank)
     await until(lambda: all(so_far(client, name, len(asked))))
+
+
+async def test_a_neighbour_goes_on_with_the_host_memory_of_a_killed_engine(
+    engine: RunningEngine, engine_settings: AppArgs, tmp_path: Path, seed: int
+) -> None:
+    """Of the turns kept there 90 % is loaded at least, while nobody has taken the memory over."""
+    pools = application_folder(life_of(os.getpid()), "test", tmp_path)
+    args = engine_settings.model_copy(update={"host_kv_gib": 0.06})
+    turns = prompts(seed, 4)
+
+    async with started(args, pools) as neighbour, started(args, pools) as other:
+        async with EngineClient(other.card) as client:
+            answered = await answers(client, "turn", [(prompt, TURN_TOKENS) for prompt in turns])
+            await answers(client, "later", [(QUESTION, TURN_TOKENS)])  # all has landed by its end
+            await other.kill()
+        done = [prompt + tokens for prompt, tokens in zip(turns, answered, strict=True)]
+        following = [(tokens + QUESTION, TURN_TOKENS) for tokens in done]
+        async with EngineClient(neighbour.card) as client:
+            next_answers = await answers(client, "next", following)
+            after = await neighbour.switches()
+        num_loaded = after.fetched_blocks * neighbour.card.block_tokens
+
+    assert num_loaded >= 0.9 * sum(map(len, done))
+    assert (after.adopted_blocks, after.missed_blocks, after.failed_blocks) == (0, 0, 0)
+    assert after.blocks_found == after.fetched_blocks
+    async with EngineClient(engine.card) as client:
+        assert await answers(client, "next", following) == next_answers
 
 
 async def test_a_successor_goes_on_with_the_host_memory_of_a_killed_engine(

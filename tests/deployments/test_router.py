@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import math
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -14,6 +16,7 @@ import pytest
 import zmq.asyncio
 
 from deployments import router as router_module
+from deployments import spared_snapshot
 from deployments.messages import (
     Admit,
     Ask,
@@ -27,6 +30,7 @@ from deployments.messages import (
     InLine,
     Join,
     Leave,
+    Lost,
     Orders,
     OverLimit,
     Placed,
@@ -40,6 +44,7 @@ from deployments.router import (
     CHECKPOINT_S,
     ENGINE_SILENCE_S,
     GATEWAY_SILENCE_S,
+    LOST_SILENCE_S,
     LiveSettings,
     Router,
 )
@@ -79,8 +84,9 @@ class Shares:
         self.edited: dict[str, float] = weights
         self.edited_default = 1.0
         self.limited: dict[str, TenantShare] = {}
-        self.shares: Mapping[str, TenantShare] = {}
-        self.default_share = TenantShare()
+        self.shares: Mapping[str, TenantShare]
+        self.default_share: TenantShare
+        Shares.refresh(self)
 
     def refresh(self) -> None:
         weighted = {tenant: TenantShare(weight) for tenant, weight in self.edited.items()}
@@ -139,6 +145,7 @@ def clock() -> HeldClock:
 def _keep_house_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The router looks after its house every few milliseconds of real time; time itself is held."""
     monkeypatch.setattr(router_module, "HOUSEKEEPING_S", 0.002)
+    monkeypatch.setattr(spared_snapshot, "MAX_CORE_SHARE", math.inf)  # every look is a new one
 
 
 def card(engine_id: str) -> EngineCard:
@@ -195,6 +202,10 @@ def admit(request_id: str, tenant: str = "acme", avoid: Sequence[str] = ()) -> A
 
 async def tenants(call: Call) -> dict[str, Any]:
     return (await snapshot(call))["tenants"]
+
+
+async def weights(call: Call) -> dict[str, float]:
+    return {name: tenant["weight"] for name, tenant in (await tenants(call)).items()}
 
 
 async def snapshot(call: Call) -> dict[str, Any]:
@@ -268,6 +279,25 @@ async def test_what_waits_for_a_gateway_that_is_gone_is_dropped(clock: HeldClock
                 await asyncio.sleep(0.002)
 
 
+async def test_what_a_gateway_sent_by_itself_outlives_its_place_in_line(clock: HeldClock) -> None:
+    """It gave the router up and is another caller since: what it had in line runs on an engine."""
+    async with running(clock) as call:
+        await call(Join(card("engine-a"), full()))
+        for number in range(SEATS_AND_PLACES + 2):
+            await call(admit(f"r{number}"))
+        sent = f"r{SEATS_AND_PLACES}"  # one more waits behind it, and goes with its gateway
+        await call(Report("engine-a", progress(2, live=[live(sent, "acme", (100, 1))])))
+        assert (await snapshot(call))["totals"]["in_line"] == 1
+
+        clock.now_s += GATEWAY_SILENCE_S + 1
+        async with asyncio.timeout(PATIENCE_S):
+            while (await snapshot(call))["totals"]["in_line"]:
+                await asyncio.sleep(0.002)
+
+        totals = (await snapshot(call))["totals"]
+        assert (totals["live"], totals["running"]) == (SEATS_AND_PLACES + 1, 1)
+
+
 async def test_a_turn_that_called_a_tool_is_pinned_by_its_engine(clock: HeldClock) -> None:
     """With its next report the engine that served it is told for how long, once."""
     request = AdmitRequest("r1", "acme", "a conversation", 100, 100, 0.0)
@@ -306,6 +336,7 @@ async def test_a_tenant_past_its_own_limit_is_refused(clock: HeldClock) -> None:
     """With what a gateway has to tell its client; the others are placed."""
     shares = Shares()
     shares.limited = {"acme": TenantShare(max_concurrent=1)}
+    shares.refresh()
     async with running(clock, shares) as call:
         await call(Join(card("engine-a"), full()))
         await call(admit("r1"))
@@ -390,6 +421,20 @@ async def test_a_report_is_answered_with_changed_priorities_only(clock: HeldCloc
         assert again.priorities == {}
 
 
+async def test_a_snapshot_serves_again_while_a_new_one_would_cost_too_much(
+    clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks, through whichever gateway: admitting comes first."""
+    monkeypatch.setattr(spared_snapshot, "MAX_CORE_SHARE", 1e-3)
+    async with running(clock) as call:
+        before = await snapshot(call)
+        await call(Join(card("engine-a"), full()))
+        assert await snapshot(call) == before
+
+        clock.now_s += 20.0
+        assert (await snapshot(call))["engines"].keys() == {"engine-a"}
+
+
 async def test_service_is_charged_as_engines_report_it(clock: HeldClock) -> None:
     """A tenant's service is its prompt tokens once and its output tokens twice."""
     async with running(clock) as call:
@@ -409,16 +454,41 @@ async def test_weights_change_while_the_router_runs(clock: HeldClock) -> None:
     async with running(clock, shares) as call:
         assert (await tenants(call))["acme"]["weight"] == 1.0
 
-        shares.edited = {"acme": 3.0, "late": 2.0}
-        await until(lambda: shares.shares.keys() == shares.edited.keys())
-        weights = {name: tenant["weight"] for name, tenant in (await tenants(call)).items()}
-        assert weights == {"acme": 3.0, "late": 2.0}
-
-        shares.edited_default = 5.0
-        await until(lambda: shares.default_share.weight == shares.edited_default)
         await call(Join(card("engine-a"), progress(1, is_full=True)))
         await call(admit("r1", "somebody"))
-        assert (await tenants(call))["somebody"]["weight"] == 5.0
+        shares.edited = {"acme": 3.0, "late": 2.0}
+        shares.edited_default = 5.0
+        in_force = {"acme": 3.0, "late": 2.0, "somebody": 5.0}
+        async with asyncio.timeout(PATIENCE_S):
+            while await weights(call) != in_force:
+                pass
+
+
+async def test_requests_are_admitted_while_the_tenants_are_read(clock: HeldClock) -> None:
+    """Reading a long file holds up nobody; what it says is in force once it is read."""
+
+    class SlowShares(Shares):
+        def __init__(self, **weights: float) -> None:
+            self.is_reading, self.has_admitted = threading.Event(), threading.Event()
+            self.in_time: list[bool] = []
+            super().__init__(**weights)
+
+        def refresh(self) -> None:
+            self.is_reading.set()
+            self.in_time.append(self.has_admitted.wait(PATIENCE_S))
+            super().refresh()
+
+    shares = SlowShares(acme=1.0)
+    async with running(clock, shares) as call:
+        shares.edited = {"acme": 3.0}
+        await until(shares.is_reading.is_set)
+        await call(Join(card("engine-a"), full()))
+        await call(admit("r1"))
+        shares.has_admitted.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while await weights(call) != {"acme": 3.0}:
+                pass
+        assert all(shares.in_time)
 
 
 def read_live(user_config: Any) -> LiveSettings:
@@ -499,6 +569,20 @@ async def test_only_the_keepers_get_the_checkpoint(clock: HeldClock) -> None:
 
         await call(Leave(names.pop(0)))
         assert await report(5) == ["engine-c"]
+
+
+async def test_the_keepers_are_on_different_nodes(clock: HeldClock) -> None:
+    """No machine takes the checkpoint along that dies with the router on it."""
+    hosts = {"engine-a": "10.0.0.1", "engine-b": "10.0.0.1", "engine-c": "10.0.0.2"}
+
+    async with running(clock) as call:
+        for name, host in hosts.items():
+            address = f"tcp://{host}:5000"
+            await call(Join(msgspec.structs.replace(card(name), input_address=address), full()))
+        clock.now_s += CHECKPOINT_S
+        orders = {name: await call(Report(name, progress(2))) for name in hosts}
+        kept = [name for name, order in orders.items() if order.checkpoint is not None]
+        assert kept == ["engine-a", "engine-c"]
 
 
 async def test_a_new_router_goes_on_with_the_counters(clock: HeldClock) -> None:
@@ -614,6 +698,22 @@ async def test_a_silent_engine_is_forgotten(clock: HeldClock) -> None:
             directory = await call(Hello(7))
         assert (await snapshot(call))["totals"]["live"] == 0
         assert (await call(Report("engine-a", progress(2)))).want_join
+
+
+async def test_an_engine_that_a_gateway_has_lost_is_soon_forgotten(clock: HeldClock) -> None:
+    """Unless it has reported since: then only that gateway's line broke."""
+    async with running(clock) as call:
+        for name in ("engine-a", "engine-b"):
+            await call(Join(card(name), full()))
+            await call(Lost(name))
+        assert await call(Lost("an engine nobody knows")) == Done()
+        await call(Report("engine-b", progress(2)))
+        clock.now_s += LOST_SILENCE_S + 1.0
+
+        directory = await call(Hello(7))
+        while directory != Directory([card("engine-b")]):
+            assert card("engine-b") in directory.engines
+            directory = await call(Hello(7))
 
 
 async def test_a_router_that_cannot_keep_house_is_ill(clock: HeldClock) -> None:

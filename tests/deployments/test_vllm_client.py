@@ -61,7 +61,7 @@ class Gateway:
         self.metrics = RequestMetrics("gateway-7", TenantLabels())
         self.failed: dict[str, Exception] = {}
         self.client = FleetClient(
-            make_config(), CLIENT, view, lambda: self.caller, self.metrics, continuation_timeout_s
+            make_config(), view, lambda: self.caller, self.metrics, continuation_timeout_s
         )
         self.client.fail_request = self.failed.__setitem__
 
@@ -75,17 +75,26 @@ class Gateway:
         return (await asyncio.wait_for(self.client.get_output_async(), PATIENCE_S)).outputs
 
     def outcomes(self) -> dict[str, float]:
-        """How requests ended, by the metrics, and how many have not."""
+        """How requests ended, by the metrics, and how many have not; ways none did are left out."""
         samples = [sample for metric in self.metrics.collect() for sample in metric.samples]
         ended = {
             sample.labels["outcome"]: sample.value
             for sample in samples
-            if sample.name == "fastswitch_requests_total"
+            if sample.name == "fastswitch_requests_total" and sample.value
         }
         [in_flight] = [
             sample.value for sample in samples if sample.name == "fastswitch_requests_in_flight"
         ]
         return ended if not in_flight else {**ended, "in flight": in_flight}
+
+    def moves(self) -> dict[str, float]:
+        """How requests went on with other engines, by the metrics; ways none went are left out."""
+        samples = [sample for metric in self.metrics.collect() for sample in metric.samples]
+        return {
+            sample.labels["way"]: sample.value
+            for sample in samples
+            if sample.name == "fastswitch_moved_requests_total" and sample.value
+        }
 
     def rejections(self) -> dict[tuple[str, str], float]:
         """Refused requests by tenant and limit."""
@@ -507,6 +516,27 @@ async def test_a_request_may_move_more_than_once() -> None:
             assert gate.router.asked(Admit)[-1].avoid == ["engine-a", "engine-b"]
 
 
+async def test_a_request_goes_back_to_an_engine_that_was_only_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once its second engine is lost as well: it does not wait for a third."""
+    monkeypatch.setattr(fleet_view, "BACK_AFTER_S", -1.0)
+    with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
+        async with gateway(a, b) as gate:
+            await gate.add("r1")
+            await received(a)
+            gate.router.place_on("engine-b")
+            gate.view._engine_lost("engine-a")
+            await received(b)
+            await until(lambda: gate.view.num_up == 2)
+
+            gate.router.place_on("engine-a")
+            b.close()
+            await received(a)
+            assert gate.router.asked(Admit)[-1].avoid == ["engine-b"]
+            assert gate.failed == {}
+
+
 async def test_a_request_with_output_continues_when_its_engine_is_lost() -> None:
     """What is out is the end of the new prompt, and the router is told that it is done."""
     with StandInEngine("engine-a") as a, StandInEngine("engine-b") as b:
@@ -552,6 +582,7 @@ async def test_a_request_may_continue_more_than_once() -> None:
             assert sent.prompt_token_ids == [1, 2, 3, 10, 11]
             assert sent.sampling_params.max_tokens == 3
             assert gate.router.asked(Admit)[-1].request.output_done == 2
+            assert gate.moves() == {"continued": 2}
 
 
 async def test_a_request_goes_on_elsewhere_before_its_engine_ends() -> None:
@@ -648,6 +679,7 @@ async def test_what_tokens_cannot_tell_is_replayed() -> None:
             for token in (10, 11, 12):
                 await b.send(CLIENT, outputs("r1", token=token))
             assert [output.new_token_ids for output in await gate.told()] == [[12]]
+            assert gate.moves() == {"replayed": 1}
 
 
 async def test_a_request_that_may_be_replayed_is_sampled_with_a_seed() -> None:

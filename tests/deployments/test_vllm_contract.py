@@ -57,7 +57,7 @@ from app.edge import wishes
 from app.engine_settings import engine_args
 from app.settings import AppArgs
 from deployments import vllm_client, vllm_continuation
-from deployments.engine_order import EXCHANGE, HEARTBEAT
+from deployments.engine_order import CHANGES, EXCHANGE, HEARTBEAT, STAGE
 from deployments.vllm_client import FleetClient
 from deployments.vllm_continuation import engine_wide
 from deployments.vllm_engine import (
@@ -312,7 +312,7 @@ def test_prompt_logprobs_come_with_the_first_tokens() -> None:
 def test_our_kinds_of_messages_are_none_of_vllms() -> None:
     """Both travel over one socket."""
     kinds = {kind.value for kind in EngineCoreRequestType}
-    assert kinds.isdisjoint({HEARTBEAT, EXCHANGE})
+    assert kinds.isdisjoint({HEARTBEAT, EXCHANGE, STAGE, CHANGES})
     assert all(len(kind) == 1 for kind in kinds)
 
 

@@ -20,9 +20,11 @@ from vllm.v1.engine import (
     FinishReason,
 )
 
+from app.engine_settings import DEFAULT_CPU_STEP_TOKENS
 from deployments import wire
 from deployments.engine_links import EngineLink
 from deployments.engine_order import (
+    CHANGES,
     DRAINING,
     ECHO,
     EXCHANGE,
@@ -33,6 +35,7 @@ from deployments.engine_order import (
 )
 from deployments.engine_process import EngineProcess
 from deployments.errors import EngineStartError
+from deployments.vllm_engine import CPU_NICENESS
 from scheduler.reports import FinishedRequest
 from tests.deployments.conftest import (
     CLIENT_SILENCE_S,
@@ -43,6 +46,7 @@ from tests.deployments.conftest import (
 )
 from tests.deployments.engine_client import PROMPT, EngineClient
 from tests.deployments.engine_watch import Watch
+from tests.deployments.held_thread import main_thread_held
 from tests.deployments.stand_ins import HOST, ROOT, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
@@ -233,6 +237,36 @@ async def test_an_engine_tells_its_clients_where_it_is_on_its_way_out(
         await until(lambda: one.link.takes_requests and other.link.takes_requests)
 
 
+async def test_an_engine_whose_loop_hangs_says_so_and_goes_on(
+    engine: RunningEngine, watch: Watch
+) -> None:
+    """Its threads still answer everybody; the replica's question is what they know it by."""
+    async with EngineClient(engine.card) as client:
+        assert engine.process.pid
+        with main_thread_held(engine.process.pid):
+            asked = asyncio.create_task(watch.progress())
+            await until(lambda: not client.link.is_at_work)
+            assert client.link.is_up
+        await asked
+        await until(lambda: client.link.takes_requests)
+        await client.add("r1")
+        assert await client.end_of("r1") is FinishReason.LENGTH
+
+
+async def test_a_seeded_prompt_may_take_several_steps(engine: RunningEngine) -> None:
+    """Steps within a prompt draw nothing: a seed's tokens are the same with its prompt cached.
+
+    vLLM's own worker ends where a CPU's generator would have to be taken back.
+    """
+    prompt = [40 + index % 80 for index in range(3 * DEFAULT_CPU_STEP_TOKENS)]
+    async with EngineClient(engine.card) as client:
+        for request_id in ("in steps", "from the cache"):
+            await client.add(request_id, prompt, temperature=1.0, seed=7)
+            assert await client.end_of(request_id) is FinishReason.LENGTH
+
+    assert client.tokens["in steps"] == client.tokens["from the cache"]
+
+
 @pytest.mark.parametrize("held_up", ["engine alone", "gateway too"])
 async def test_an_engine_that_was_held_up_ends_nobody(
     engine: RunningEngine, watch: Watch, held_up: str
@@ -271,7 +305,10 @@ async def test_an_engine_that_was_held_up_ends_nobody(
         [HEARTBEAT],
         [EXCHANGE],
         [EXCHANGE, b"\xc1"],
-        [EXCHANGE, msgspec.msgpack.encode([1, {"r1": "urgent"}, True])],
+        [EXCHANGE, msgspec.msgpack.encode([1, "yes"])],
+        [CHANGES],
+        [CHANGES, b"\xc1"],
+        [CHANGES, msgspec.msgpack.encode([{"r1": "urgent"}])],
         [b""],
         [b"no such kind", b"content"],
         *([kind.value, b"\x90"] for kind in EngineCoreRequestType),
@@ -299,6 +336,15 @@ async def test_a_request_the_engine_cannot_take_ends_alone(engine: RunningEngine
 
         await client.add("good")
         assert await client.end_of("good") is FinishReason.LENGTH
+
+
+async def test_a_model_on_the_processor_leaves_it_to_those_who_carry_tokens(
+    engine: RunningEngine,
+) -> None:
+    """The engine is nicer than the process that has started it."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert engine.process.pid is not None
+    assert os.getpriority(os.PRIO_PROCESS, engine.process.pid) == min(own + CPU_NICENESS, 19)
 
 
 async def test_strangers_get_nothing(engine: RunningEngine) -> None:

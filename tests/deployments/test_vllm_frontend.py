@@ -72,9 +72,7 @@ class Frontend:
         self.caller = Caller()
         self.edge: HttpEdge | None = None  # says who is calling where one stands in front
         metrics = RequestMetrics("gateway", TenantLabels())
-        self.client = FleetClient(
-            config, client_index, view, self.current_caller, metrics, PATIENCE_S
-        )
+        self.client = FleetClient(config, view, self.current_caller, metrics, PATIENCE_S)
         self.llm = FleetLLM(config, self.client)
 
     def current_caller(self) -> Any:
@@ -392,6 +390,8 @@ async def test_what_the_engine_found_out_is_taken_over(
 
 class State:
     """What the edge may ask a gateway; nothing here does."""
+
+    name = "gateway-0"
 
     async def fairness(self) -> bytes:
         return b"{}"

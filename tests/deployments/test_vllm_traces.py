@@ -75,7 +75,7 @@ class Gateway:
         )
         config.model_config = cast("ModelConfig", model)
         self.client = FleetClient(
-            config, CLIENT, view, self._caller, RequestMetrics("gateway", TenantLabels()),
+            config, view, self._caller, RequestMetrics("gateway", TenantLabels()),
             PATIENCE_S, self.traces,
         )  # fmt: skip
         self.client.fail_request = lambda *_: None

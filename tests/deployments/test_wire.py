@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments import wire
+from deployments.engine_order import EngineOrder
 from deployments.errors import RouterAwayError
 from deployments.messages import Ask, Cancel, Directory, Done, Hello, Reply, Request, Snapshot
 from deployments.wire import Endpoint, RpcClient, RpcServer
@@ -73,6 +74,13 @@ async def test_without_the_peers_public_key_nothing_gets_through(other_key: str)
             assert first == b"hello"
             assert not await peer.poll(0)
             stranger.disable_monitor()
+
+
+def test_a_gateway_gives_up_a_silent_engine_before_the_engine_ends_its_requests() -> None:
+    """They go on elsewhere; the other way round their clients would be told that they have all."""
+    order = EngineOrder("engine", HOST, {})
+
+    assert order.client_silence_s > (wire.HEARTBEAT_MS + wire.PEER_SILENCE_MS) / 1000
 
 
 async def test_a_peer_answers_calls() -> None:

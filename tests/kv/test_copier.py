@@ -53,6 +53,16 @@ def test_a_cpu_copy_has_landed_once_it_has_begun(copier_class: type[CpuCopier]) 
     assert not copier.is_stream_ordered
 
 
+@pytest.mark.parametrize(("copier_class", "num_copies"), [(CpuCopier, 1), (BlockwiseCopier, 3)])
+def test_copiers_say_in_how_many_copies_blocks_go(
+    copier_class: type[CpuCopier], num_copies: int
+) -> None:
+    """A run is one for those that know runs, and as many as it has blocks for the other."""
+    layers = {"a": numbered(first=10)}
+
+    assert len(copier_class(layers, layers).pieces([1, 2, 3], [0, 1, 2])) == num_copies
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_copies_go_both_ways_in_stream_order() -> None:

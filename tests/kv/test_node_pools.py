@@ -6,7 +6,8 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,27 @@ def test_a_pool_with_an_owner_outlives_its_run(tmp_path: Path) -> None:
     claim.remove()
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_starts_while_another_sweeps_has_its_pool(
+    pools: Path, tmp_path: Path
+) -> None:
+    """An empty user's folder goes with the leftovers, also one that an engine has just made."""
+    swept: list[Path] = []
+
+    class Swept(PosixPath):
+        def mkdir(self, *args: Any, **more: Any) -> None:
+            super().mkdir(*args, **more)
+            if self == pools.parents[1] and not swept:
+                swept.append(self)
+                remove_leftovers(tmp_path)
+                assert not self.exists()
+
+    claim = claim_pool(Swept(pools), "kind")
+
+    assert swept
+    assert claim.folder.parent == pools
+    assert claim.folder.is_dir()
 
 
 def test_nobody_else_can_look_in(pools: Path) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from kv.errors import SharedPoolError
-from kv.pool_file import PoolFile, fingerprint, life_in
+from kv.pool_file import (
+    HEADER_BYTES,
+    FileKind,
+    NeighbourFile,
+    PoolFile,
+    fingerprint,
+    kind_of,
+    life_in,
+)
 
 WANTED = fingerprint("a model", 1)
 NUM_BYTES = 100
@@ -58,6 +66,48 @@ def test_anything_else_is_refused_and_wiped(path: Path, wanted: bytes, num_bytes
 
     assert (file.is_kept, file.is_refused) == (False, True)
     assert not file.content.any()
+
+
+def test_who_reads_a_file_may_go_on_when_it_is_made_anew(path: Path) -> None:
+    """What is mapped stays as it was: a file cut short would end its readers with a signal."""
+    left_behind(path)
+    reading = NeighbourFile(path, kind_of(path))
+
+    PoolFile(path, fingerprint("a model", 2), NUM_BYTES)
+
+    assert reading.content.tolist() == [1] * NUM_BYTES
+    with pytest.raises(SharedPoolError, match="it is of another kind"):
+        NeighbourFile(path, FileKind(HEADER_BYTES + NUM_BYTES, WANTED))
+
+
+def test_a_file_is_read_as_its_owner_writes_it(path: Path) -> None:
+    """And not written: it is mapped for reading alone."""
+    file = PoolFile(path, WANTED, NUM_BYTES)
+    reading = NeighbourFile(path, kind_of(path))
+    lives = [reading.life]
+
+    file.content[3] = 9
+    file.name_life(12345)
+    lives.append(reading.life)
+    file.name_nobody()
+    lives.append(reading.life)
+
+    assert (reading.content[3], lives) == (9, [None, 12345, None])
+    with pytest.raises(ValueError, match="read-only"):
+        reading.content[3] = 1
+
+
+def test_a_file_that_is_not_there_is_not_made_by_reading(path: Path) -> None:
+    """Nor is one read that others can get at."""
+    with pytest.raises(SharedPoolError, match="it cannot be opened"):
+        kind_of(path)
+    assert not path.exists()
+
+    left_behind(path)
+    kind = kind_of(path)
+    path.chmod(0o640)
+    with pytest.raises(SharedPoolError, match="others than this user can get at it"):
+        NeighbourFile(path, kind)
 
 
 def test_a_file_that_was_left_half_made_is_made_anew(path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv.runs import Descriptor, describe, runs_of
+from kv.runs import Descriptor, describe, one_by_one, runs_of
 
 
 def test_neighbours_are_found_in_any_order() -> None:
@@ -31,6 +31,11 @@ def test_what_lies_side_by_side_on_both_sides_is_one_copy() -> None:
         Descriptor(device_start=20, host_start=40, num_blocks=1),
         Descriptor(device_start=21, host_start=50, num_blocks=1),
     ]
+
+
+def test_without_runs_every_block_is_a_copy() -> None:
+    """Also where neighbours stay neighbours."""
+    assert one_by_one([4, 5], [0, 1]) == [Descriptor(4, 0, 1), Descriptor(5, 1, 1)]
 
 
 def test_two_requests_may_copy_the_same_blocks_out() -> None:

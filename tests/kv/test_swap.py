@@ -177,6 +177,19 @@ def test_a_better_request_keeps_its_copy_from_a_worse_one() -> None:
     assert planner.num_kept_tokens("worse") == 4
 
 
+def test_the_priorities_of_now_decide_whose_copy_goes() -> None:
+    """Not those with which requests left: one that is urgent by now keeps its only copy."""
+    planner = make_planner(num_host_blocks=4)
+    planner.swap_out(kv("urgent by now", [1, 2], 8, priority=5))
+    planner.swap_out(kv("no more", [3, 4], 8, priority=1))
+
+    planner.rank_anew({"urgent by now": 0, "no more": 9, "of somebody else": 3})
+    assert planner.swap_out(kv("between", [5, 6], 8, priority=4))
+
+    assert planner.num_kept_tokens("urgent by now") == 8
+    assert planner.num_kept_tokens("no more") == 0
+
+
 def test_the_order_of_a_plan_is_the_order_of_its_making() -> None:
     """A host block that is read and then written in one step is named in that order."""
     planner = make_planner(num_host_blocks=2, reuse=False)

@@ -1,7 +1,7 @@
 """Copies off the engine's thread: who waits for whom, and what happens when one fails."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,14 @@ import torch
 from kv.copier import CpuCopier
 from kv.runs import Descriptor
 from kv.swap_manager import SwapManager, SwapReport
-from kv.swap_plan import BlockCopies, Direction, SwapPlan, Urgency
+from kv.swap_plan import (
+    STEPS_IN_FLIGHT,
+    BlockCopies,
+    Direction,
+    NeighbourBlocks,
+    SwapPlan,
+    Urgency,
+)
 
 NUM_BLOCKS = 8
 
@@ -41,16 +48,49 @@ class GatedCopier(CpuCopier):
         super().begin(direction, descriptors, after)
 
 
+class StreamCopier(CpuCopier):
+    """As a device with an order of its own: begun at once, landed when the gate lets it."""
+
+    is_stream_ordered = True
+
+    def __init__(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        super().__init__({"layer": device}, {"layer": host})
+        self.gate = threading.Event()
+        self.ordered: list[tuple[Direction, int]] = []  # way and device block of the first piece
+
+    def begin(
+        self, direction: Direction, descriptors: Sequence[Descriptor], after: None = None
+    ) -> Any:
+        return direction, descriptors
+
+    def finish(self, ticket: Any) -> None:
+        self.gate.wait()
+        super().begin(*ticket)
+
+    def order_device_behind(self, ticket: Any) -> None:
+        direction, descriptors = ticket
+        self.ordered.append((direction, descriptors[0].device_start))
+
+
 class ListRecord:
     """What it was told of, by stamp, with what the blocks held by then."""
 
     def __init__(self, host: torch.Tensor) -> None:
         self.noted: list[tuple[int, list[int]]] = []
         self.is_closed = False
+        self.gone: set[int] = set()
         self._host = host
 
     def note(self, copies: BlockCopies) -> None:
         self.noted.append((copies.stamp, self._host[copies.host_blocks, 0].tolist()))
+
+    def bring(self, copies: BlockCopies) -> Collection[int]:
+        """The neighbour's block n holds 200 + n; what is ``gone`` does not come."""
+        assert copies.source is not None
+        for block, target in zip(copies.source.blocks, copies.host_blocks, strict=True):
+            if target not in self.gone:
+                self._host[target] = 200 + block
+        return self.gone & {*copies.host_blocks}
 
     def close(self) -> None:
         self.is_closed = True
@@ -59,10 +99,10 @@ class ListRecord:
 class Bench:
     """A manager on memory whose device blocks hold their number + 1, host blocks 100 more."""
 
-    def __init__(self, *, has_threads: bool = True) -> None:
+    def __init__(self, copier: Any = None, *, has_threads: bool = True) -> None:
         self.device = self._rows(1)
         self.host = self._rows(101)
-        self.copier = GatedCopier(self.device, self.host)
+        self.copier: Any = (copier or GatedCopier)(self.device, self.host)
         self.record = ListRecord(self.host)
         self.manager = SwapManager(self.copier, has_threads=has_threads, record=self.record)
 
@@ -248,6 +288,19 @@ def test_a_failed_save_fails_what_is_loaded_from_it(bench: Bench) -> None:
     assert bench.manager.take_report().failed_device_blocks == set()
 
 
+def test_what_may_build_on_a_failed_load_is_not_noted(bench: Bench) -> None:
+    """Nobody else is to find it until the planner has heard of the failure, and forgotten it."""
+    bench.copier.gate.set()
+    bench.copier.failing = {2}
+    bench.submit(into([2], [0]))
+    bench.copier.failing = set()
+
+    for block in range(3, 3 + STEPS_IN_FLIGHT + 1):
+        bench.submit(out([block], [block], Urgency.STEP))
+
+    assert [blocks for _, blocks in bench.record.noted] == [[3 + STEPS_IN_FLIGHT + 1]]
+
+
 def test_a_failed_load_is_told_with_its_request(bench: Bench) -> None:
     """The request has landed and its block has failed, in one report."""
     bench.copier.gate.set()
@@ -260,6 +313,47 @@ def test_a_failed_load_is_told_with_its_request(bench: Bench) -> None:
     assert report.failed_host_blocks == {0}  # not offered again, or it might fail for ever
 
 
+def across(blocks: list[int], host: list[int]) -> BlockCopies:
+    source = NeighbourBlocks("neighbour", 1, blocks, [7] * len(blocks))
+    return BlockCopies(Direction.ACROSS, Urgency.REQUEST, [], host, stamp=9, source=source)
+
+
+def test_what_is_loaded_waits_for_what_comes_from_a_neighbour(bench: Bench) -> None:
+    """The host block that is read has the neighbour's content by then, and its end is told."""
+    bench.copier.gate.set()
+    bench.submit(across([5], [2]), into([4], [2]))
+
+    assert value(bench.device, 4) == 205
+    report = bench.land_all()
+    assert (report.across, report.missed_host_blocks) == ({9: 1}, set())
+    assert (report.failed_host_blocks, report.failed_device_blocks) == (set(), set())
+
+
+def test_what_a_neighbour_no_longer_had_fails_what_is_loaded_from_it(bench: Bench) -> None:
+    """And nothing else; it is told, and is no failed copy."""
+    bench.copier.gate.set()
+    bench.record.gone = {3}
+    bench.submit(across([5, 6], [2, 3]), into([4, 7], [2, 3]))
+
+    report = bench.land_all()
+
+    assert (report.across, report.missed_host_blocks) == ({9: 1}, {3})
+    assert (report.failed_host_blocks, report.failed_device_blocks) == (set(), {7})
+    assert value(bench.device, 4) == 205
+
+
+def test_a_block_that_comes_across_is_not_written_while_it_is_sent_elsewhere(
+    bench: Bench,
+) -> None:
+    """Copies into and out of one host block keep their order, whichever way they go."""
+    bench.hold(into([4], [2], Urgency.REQUEST, "a"))
+    bench.submit(across([5], [2]), across([6], [2]))
+
+    bench.land_all()
+
+    assert (value(bench.device, 4), value(bench.host, 2)) == (103, 206)
+
+
 def test_neighbours_move_in_one_piece(bench: Bench) -> None:
     """Descriptors are counted as the runs that lie side by side on both sides."""
     bench.copier.gate.set()
@@ -269,6 +363,50 @@ def test_neighbours_move_in_one_piece(bench: Bench) -> None:
 
     assert report.descriptors[Direction.OUT] == 2
     assert report.blocks[Direction.OUT] == 4
+
+
+def test_a_device_with_an_order_of_its_own_waits_itself() -> None:
+    """The engine's thread goes on once what its step reads, or writes over, has begun."""
+    bench = Bench(StreamCopier)
+
+    bench.submit(out([0], [0]), written=[5])
+    bench.submit(into([4], [2]), written=[0])
+
+    assert bench.copier.ordered == [(Direction.IN, 4), (Direction.OUT, 0)]
+    assert value(bench.device, 4) == 5  # nothing has landed yet
+    report = bench.land_all()
+    bench.manager.close()
+    assert (value(bench.device, 4), value(bench.host, 0)) == (103, 1)
+    assert report.conflicts == 1
+
+
+def test_failures_are_told_of_once_in_a_while(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where one copy fails, all may; the metric counts each."""
+    bench.copier.gate.set()
+    bench.copier.failing = {0, 1, 2}
+
+    for block in range(3):
+        bench.submit(out([block], [block]))
+    report = bench.land_all()
+
+    assert report.failed_host_blocks == {0, 1, 2}
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_a_copy_that_fails_as_it_lands_is_computed_again() -> None:
+    """The device was put behind it already; the next report says which blocks are wrong."""
+    bench = Bench(StreamCopier)
+    bench.copier.gate.set()
+    bench.copier.finish = lambda _ticket: 1 / 0
+
+    bench.submit(into([4, 5], [2, 3]))
+    report = bench.land_all()
+    bench.manager.close()
+
+    assert report.failed_device_blocks == {4, 5}
+    assert report.failed_host_blocks == {2, 3}
 
 
 def test_of_two_workers_the_slower_counts() -> None:

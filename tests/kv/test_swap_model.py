@@ -26,10 +26,11 @@ BLOCK_TOKENS = 4
 NUM_DEVICE_BLOCKS, NUM_HOST_BLOCKS = 24, 16
 LAYERS = ("first", "second")
 WRONG = 255
+INJECTED = "injected"
 
 
 class SlowCopier(CpuCopier):
-    """Copies late, and fails when told to."""
+    """Copies late, and when told to fails: halfway, or at the very end."""
 
     def __init__(
         self,
@@ -46,10 +47,14 @@ class SlowCopier(CpuCopier):
         self, direction: Direction, descriptors: Sequence[Descriptor], after: None = None
     ) -> None:
         time.sleep(self._delays.uniform(0, self.longest_s))
-        if self.is_failing:
-            message = "injected"
-            raise RuntimeError(message)
+        if self.is_failing and self._delays.random() < 0.5:
+            super().begin(direction, descriptors[: len(descriptors) // 2], after)
+            raise RuntimeError(INJECTED)
         super().begin(direction, descriptors, after)
+
+    def finish(self, ticket: None) -> None:
+        if self.is_failing:
+            raise RuntimeError(INJECTED)
 
 
 @dataclass
@@ -61,7 +66,9 @@ class Live:
     priority: int
     num_tokens: int
     blocks: list[int] = field(default_factory=list)  # of the device; none while swapped out
+    num_loaded: int = 0
     is_loading: bool = False
+    is_aborted: bool = False
 
 
 def content(conversation: int, index: int, num_tokens: int) -> int:
@@ -160,14 +167,28 @@ class SwapMachine(RuleBasedStateMachine):
             self.planner.drop(one.name)
             del self.swapped[one.name]
 
+    @rule()
+    def abort_while_loading(self) -> None:
+        """Its blocks stay until the load has landed, as in vLLM."""
+        one = self._any({name: one for name, one in self.running.items() if one.is_loading})
+        if one is not None:
+            one.is_aborted = True
+
+    @rule()
+    def land(self) -> None:
+        """Everything that is on its way arrives."""
+        self.manager.drain()
+        self._hear()
+        assert not any(one.is_loading for one in self.running.values())
+
     @rule(longest_ms=st.sampled_from([0, 2]))
     def dawdle(self, longest_ms: float) -> None:
-        """From now on copies start late, each by another time, so that later ones overtake."""
+        """From now on copies start late, each by another time: the two directions overtake."""
         self.copier.longest_s = longest_ms / 1000
 
     @rule(is_failing=st.booleans())
     def fail(self, *, is_failing: bool) -> None:
-        self.manager.drain()
+        """From now on, also for copies that are on their way."""
         self.copier.is_failing = is_failing
 
     @rule()
@@ -185,27 +206,28 @@ class SwapMachine(RuleBasedStateMachine):
     # --- the engine's part --------------------------------------------------------------------
 
     def _place(self, one: Live, num_kept: int) -> None:
-        """Give a request blocks, load what is kept of it, compute the rest in the same step."""
+        """Give a request blocks and load what is kept of it; the rest is computed behind that."""
         self._take(one, -(-one.num_tokens // BLOCK_TOKENS))
         kv = self._kv(one)
         num_found = self.planner.num_found_blocks(kv.keys, 0) * BLOCK_TOKENS
-        num_loaded = min(max(num_kept, num_found), one.num_tokens)
-        one.is_loading = bool(num_loaded) and self.choose.random() < 0.5
-        if num_loaded:
-            self.planner.swap_in(kv, first_token=0, end_token=num_loaded, is_async=one.is_loading)
+        one.num_loaded = min(max(num_kept, num_found), one.num_tokens)
+        one.is_loading = bool(one.num_loaded) and self.choose.random() < 0.5
+        if one.num_loaded:
+            self.planner.swap_in(
+                kv, first_token=0, end_token=one.num_loaded, is_async=one.is_loading
+            )
         else:
             self.planner.drop(one.name)
         self.running[one.name] = one
-        if one.is_loading:
-            self._step()
-            self.manager.drain()
-            self._hear()
-            one.is_loading = False
-        else:
-            self._step()
-        if one.name in self.running and num_loaded < one.num_tokens:
-            # The forward pass comes after the step's copies.
-            self._compute(one, num_loaded, one.num_tokens)
+        is_async = one.is_loading
+        self._step()
+        if not is_async:
+            self._compute_rest(one)
+
+    def _compute_rest(self, one: Live) -> None:
+        """The forward pass comes after the step's copies."""
+        if one.num_loaded < one.num_tokens:
+            self._compute(one, one.num_loaded, one.num_tokens)
         self._check(one)
 
     def _step(self) -> None:
@@ -218,9 +240,24 @@ class SwapMachine(RuleBasedStateMachine):
         report = self.manager.take_report()
         if report.failed_host_blocks:
             self.planner.forget(report.failed_host_blocks)
-        for one in self.running.values():
-            if not report.failed_device_blocks.isdisjoint(one.blocks):
+        landed = [one for name, one in self.running.items() if name in report.landed]
+        failed = [
+            one
+            for one in self.running.values()
+            if not report.failed_device_blocks.isdisjoint(one.blocks)
+        ]
+        for one in landed:
+            assert one.is_loading
+            one.is_loading = False
+        for one in failed:
+            assert not one.is_loading
+            if not one.is_aborted:
                 self._compute(one, 0, one.num_tokens)  # as engines do: again from the start
+        for one in landed:
+            if one.is_aborted:
+                self._end(one)
+            elif one not in failed:
+                self._compute_rest(one)
 
     def _compute(self, one: Live, begin: int, end: int) -> None:
         """Write the KV of tokens, at once: whatever still reads these blocks must be over."""
@@ -234,8 +271,7 @@ class SwapMachine(RuleBasedStateMachine):
 
     def _check(self, one: Live) -> None:
         """Every layer of every block of a request holds its KV."""
-        if one.is_loading:
-            return
+        assert not one.is_loading
         for index, block in enumerate(one.blocks):
             num_tokens = min(one.num_tokens - index * BLOCK_TOKENS, BLOCK_TOKENS)
             for number, rows in enumerate(self.device.values()):
@@ -248,6 +284,9 @@ class SwapMachine(RuleBasedStateMachine):
 
     def _leave(self, one: Live) -> None:
         self._check(one)
+        self._end(one)
+
+    def _end(self, one: Live) -> None:
         del self.running[one.name]
         self.device_pool.give(one.blocks)
         one.blocks = []

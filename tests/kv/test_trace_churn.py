@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kv.device_queue import DeviceBlockQueue
+from kv.device_queue import BLOCKS_PER_WINDOW_BLOCK, DeviceBlockQueue
 from tests.kv.lru_queue import LRUQueue
 from tests.kv.trace_churn import Churn, ChurnResult, FreeQueue, Turn, read_turns
 
@@ -32,7 +32,7 @@ def test_runs_stay_long_and_the_prefix_cache_keeps_its_hits(
 
     At 97 % in use there is little left to choose from: runs of 10 blocks and more.
     """
-    ours = churn(DeviceBlockQueue(NUM_BLOCKS, NUM_BLOCKS // 8), turns, use)
+    ours = churn(DeviceBlockQueue(NUM_BLOCKS, NUM_BLOCKS // BLOCKS_PER_WINDOW_BLOCK), turns, use)
     lru = churn(LRUQueue(NUM_BLOCKS), turns, use)
 
     record_property("mean_run", [ours.mean_run, lru.mean_run])

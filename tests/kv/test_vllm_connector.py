@@ -246,7 +246,7 @@ def test_a_report_answers_each_question_once(start_worker: StartWorker) -> None:
     assert worker.get_block_ids_with_load_errors() == set()
     metadata = worker.build_connector_worker_meta()
     assert metadata is not None
-    assert metadata.report.blocks == {Direction.OUT: 1, Direction.IN: 1}
+    assert metadata.report.blocks == {Direction.OUT: 1, Direction.IN: 1, Direction.ACROSS: 0}
     assert metadata.report.busy_s[Direction.OUT] > 0
 
     assert worker.get_finished(set()) == (None, set())
@@ -322,6 +322,24 @@ def test_a_reset_forgets_what_was_kept() -> None:
     assert scheduler.get_num_new_matched_tokens(request("b", num_computed=64), 0) == (0, False)
 
 
+def test_copies_that_workers_share_are_told_by_the_first() -> None:
+    """Each makes them, in whichever step; told by both they would count twice."""
+    report = SwapReport(landed={"a"}, failed_host_blocks={3}, load_waits_s=[0.5])
+    report.blocks[Direction.IN] = report.descriptors[Direction.IN] = 4
+    report.busy_s[Direction.IN] = 0.25
+    told = []
+    for rank in (0, 1):
+        worker = make(KVConnectorRole.WORKER)
+        worker._vllm_config.parallel_config.rank = rank
+        worker._report = report
+        told.append(worker.build_connector_worker_meta())
+
+    assert told == [
+        SwapWorkerMetadata(report),
+        SwapWorkerMetadata(SwapReport(landed={"a"}, failed_host_blocks={3})),
+    ]
+
+
 def test_workers_that_share_a_step_report_as_one() -> None:
     """Of two workers' reports the slower one's times count, and every failure."""
     one = SwapWorkerMetadata(SwapReport(stall_s=0.5, failed_host_blocks={1}))
@@ -377,6 +395,94 @@ def test_a_successor_offers_and_loads_what_its_predecessor_had(
     totals = scheduler.swap_totals
     assert (totals.adopted_blocks, totals.blocks_found, totals.refused_pools) == (2, 2, 0)
     scheduler.shutdown()
+
+
+class BesideEachOther:
+    """An engine with a pool of its own, beside others of its kind; its copies land at once."""
+
+    def __init__(self, start_worker: StartWorker, folder: Path, life: int) -> None:
+        pool = folder / f"kind-{life}"
+        pool.mkdir()
+        extra = in_pool(pool, life) | {"without": ["threads"]}
+        self.layers = kv_tensors()
+        self.worker = start_worker(self.layers, extra=extra)
+        self.scheduler = make(KVConnectorRole.SCHEDULER, extra=extra)
+
+    def finish(self, name: str) -> None:
+        """A request with two blocks ends, whose KV says so."""
+        for layer in self.layers.values():
+            layer[4], layer[5] = 4.5, 5.5
+        one = hashed_request(name, num_computed=64)
+        self.scheduler.request_finished_all_groups(one, ([4, 5],))
+        self.step()
+
+    def step(self) -> None:
+        self.worker.handle_preemptions(self.scheduler.build_connector_meta(empty_step()))
+        self.worker.get_finished(set())
+        metadata = self.worker.build_connector_worker_meta()
+        self.scheduler.update_connector_output(KVConnectorOutput(kv_connector_worker_meta=metadata))
+
+    def offered(self, one: Any) -> tuple[int | None, bool]:
+        return self.scheduler.get_num_new_matched_tokens(one, 0)
+
+    def counts(self) -> tuple[int, int]:
+        totals = self.scheduler.swap_totals
+        return totals.fetched_blocks, totals.missed_blocks
+
+
+def test_a_request_is_loaded_from_a_neighbour(start_worker: StartWorker, tmp_path: Path) -> None:
+    """It waits for the fetch, without blocks, and is offered then what has come."""
+    first = BesideEachOther(start_worker, tmp_path, 1)
+    first.finish("a")
+    second = BesideEachOther(start_worker, tmp_path, 2)
+    again = hashed_request("b", num_computed=64)
+
+    assert second.offered(again) == (None, False)
+    assert second.offered(again) == (None, False)
+    second.step()
+    assert second.offered(again) == (64, False)
+    blocks = SimpleNamespace(get_block_ids=lambda: ([6, 7, 3],))
+    second.scheduler.update_state_after_alloc(again, blocks, 64)
+    second.step()
+
+    for layer in second.layers.values():
+        assert (layer[6] == 4.5).all()
+        assert (layer[7] == 5.5).all()
+    assert second.counts() == (2, 0)
+    assert first.counts() == (0, 0)
+
+
+def test_what_a_neighbour_has_written_over_is_computed(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """The request is asked to wait once, not again and again, and nothing has failed."""
+    first = BesideEachOther(start_worker, tmp_path, 1)
+    first.finish("a")
+    second = BesideEachOther(start_worker, tmp_path, 2)
+    again = hashed_request("b", num_computed=64)
+    assert second.offered(again) == (None, False)
+
+    first.scheduler.reset_cache()
+    second.step()
+
+    assert second.offered(again) == (0, False)
+    assert second.counts() == (0, 2)
+    assert second.scheduler.swap_totals.failed_blocks == 0
+
+
+def test_after_a_reset_an_engine_keeps_to_itself(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Its weights may be others now: it takes nothing from neighbours, nor they from it."""
+    first = BesideEachOther(start_worker, tmp_path, 1)
+    first.scheduler.reset_cache()
+    first.finish("a")
+    assert first.offered(hashed_request("b", num_computed=64)) == (64, False)
+
+    second = BesideEachOther(start_worker, tmp_path, 2)
+    assert second.offered(hashed_request("b", num_computed=64)) == (0, False)
+    second.finish("b")
+    third = BesideEachOther(start_worker, tmp_path, 3)
+    third.scheduler.reset_cache()
+    assert third.offered(hashed_request("b", num_computed=64)) == (0, False)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ class LivingFleet:
         self._beats += 1
         for engine in ENGINES:
             self._fleet.on_report(engine, self._progress(engine))
-        self._collector.update(msgspec.to_builtins(self._fleet.snapshot()), is_router_up=True)
+        pressure = msgspec.structs.asdict(self._fleet.take_pressure())
+        snapshot = {**self._fleet.snapshot(), "pressure": pressure}
+        self._collector.update(msgspec.to_builtins(snapshot), is_router_up=True)
         for tenant in TENANTS:
             self._serve_request(tenant)
         with self._router.answering("admit"):
@@ -93,6 +95,7 @@ class LivingFleet:
     def _serve_request(self, tenant: str) -> None:
         meter = self._requests.started(tenant, 100, now_s=0.0)
         meter.placed(0.002)
+        meter.moved("continued")
         for token in range(10):
             meter.tokens(1, 0.1 + token * 0.02)
         meter.finished("stop")

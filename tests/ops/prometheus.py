@@ -142,9 +142,9 @@ def prometheus(
 
 
 @contextmanager
-def pushgateway() -> Iterator[str]:
-    """A running Pushgateway's address."""
-    address = f"{HOST}:{free_port(HOST)}"
+def pushgateway(address: str = "") -> Iterator[str]:
+    """A running Pushgateway's URL; it listens on loopback, unless HOST:PORT says otherwise."""
+    address = address or f"{HOST}:{free_port(HOST)}"
     # Debian's keeps what it has in a file, for the next one to begin with.
     arguments = [f"--web.listen-address={address}", "--persistence.file="]
     with _running("prometheus-pushgateway", arguments, f"http://{address}/-/ready"):
@@ -162,7 +162,7 @@ def _running(program: str, arguments: list[str], ready_url: str) -> Iterator[Non
         )
         yield
     finally:
-        process.terminate()
+        process.kill()  # they have nothing to keep
         process.wait()
 
 

@@ -181,6 +181,7 @@ class Engine:
         for name in names:
             del self.outputs[name], self._ids[name]
             self.finished.remove(name)
+            self.cached_tokens.pop(name, None)
 
     def progress(self, *, is_full: bool = False) -> EngineProgress:
         return self.scheduler.take_progress(is_full)
@@ -239,6 +240,11 @@ class FailingCopier:
         self.copier = copier
         self.count = 0
         self._choose, self._share = choose, share
+
+    def pieces(
+        self, device_blocks: Sequence[int], host_blocks: Sequence[int]
+    ) -> Sequence[Descriptor]:
+        return self.copier.pieces(device_blocks, host_blocks)
 
     def mark(self) -> Any:
         return self.copier.mark()

@@ -3,7 +3,7 @@
 A module of its own, since vLLM loads connectors by module path.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +40,7 @@ class FakeKeeper(KVConnectorBase_V1, SupportsHMA):
         self.swap_s = 0.0
         self.num_ahead = 3  # how many of the likely victims there is time for
         self.copied_ahead: list[str] = []
+        self.ranked: dict[str, int] = {}
 
     # --- a keeper ------------------------------------------------------------------------------
 
@@ -61,6 +62,9 @@ class FakeKeeper(KVConnectorBase_V1, SupportsHMA):
 
     def predicted_load_s(self, num_blocks: int) -> float:
         return num_blocks * self.swap_s / 2
+
+    def rank_anew(self, priorities: Mapping[str, int]) -> None:
+        self.ranked |= priorities
 
     def drop_copied_from(self, block_ids: Collection[int]) -> None: ...
 

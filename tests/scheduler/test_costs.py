@@ -36,6 +36,14 @@ def test_a_tokens_cost_is_found_whatever_else_the_steps_did(seed: int) -> None:
     assert costs.recompute_s(1000) == pytest.approx(1000 * TOKEN_S, rel=0.1)
 
 
+def test_so_many_tokens_fit_into_a_time(seed: int) -> None:
+    """The inverse of what they cost; none while that is unknown."""
+    costs = StepCosts()
+    assert costs.num_tokens_within(1.0) == 0
+    run_steps(costs, random.Random(seed))
+    assert costs.num_tokens_within(1000 * TOKEN_S) == pytest.approx(1000, rel=0.1)
+
+
 def test_the_window_forgets(seed: int) -> None:
     """After a change of speed, the old one counts no more."""
     costs, choose = StepCosts(), random.Random(seed)

@@ -304,6 +304,105 @@ def test_a_request_that_never_reached_its_engine_expires() -> None:
     assert live_ids(fleet) == {"arrived"}
 
 
+# --- gateways that did not wait -------------------------------------------------------------
+
+
+def late_admit() -> tuple[FleetScheduler, str, str]:
+    """A fleet that placed ``r1``, whose gateway did not wait: where it is expected, where it is."""
+    fleet = make_fleet("e1", "e2")
+    fleet.set_tenants({"acme": TenantShare(tokens_per_minute=1000)})
+    expected = place(fleet, ask("r1", conversation="c")).engine_id
+    [other] = {"e1", "e2"} - {expected}
+    return fleet, expected, other
+
+
+def test_a_request_whose_place_was_told_too_late_is_where_its_engine_says() -> None:
+    """From that engine's first report on it is charged and ranked there, and holds one seat."""
+    fleet, expected, other = late_admit()
+
+    fleet.on_report(other, progress(1, [live("r1", done=(100, 5), priority=9)]))
+
+    assert (engine(fleet, expected)["live"], engine(fleet, other)["live"]) == (0, 1)
+    assert engine(fleet, expected)["load"] == 0.0
+    assert fleet.priority_changes(other) == {"r1": LEVEL}
+    assert tenant(fleet, "acme")["service"] == 110.0
+    assert tenant(fleet, "acme")["tokens_reserved"] == 200 - 105
+    assert place(fleet, ask("next", conversation="c")).engine_id == other
+
+
+def test_a_request_whose_place_was_told_too_late_may_have_ended_by_then() -> None:
+    """One report tells of it first and last: it is charged, and holds nothing any more."""
+    fleet, expected, other = late_admit()
+
+    fleet.on_report(other, progress(1, gone=[finished("r1", done=(100, 9))]))
+
+    assert (live_ids(fleet), engine(fleet, expected)["load"]) == (set(), 0.0)
+    assert tenant(fleet, "acme")["service"] == 118.0
+    assert tenant(fleet, "acme")["tokens_reserved"] == 0
+
+
+def test_a_question_that_comes_after_its_request_moves_nothing() -> None:
+    """The engine has told of it before its gateway's question is read; what is done stays done."""
+    fleet = make_fleet("e1", "e2")
+    fleet.on_report("e1", progress(1, [live("r1", done=(0, 0), priority=9)]))
+    fleet.on_report("e1", progress(2, [live("r1", done=(100, 5), priority=9)]))
+
+    assert fleet.admit(ask("r1")) == Placement("e1", 9)
+
+    fleet.on_report("e1", progress(3, [live("r1", done=(100, 6), priority=9)]))
+    assert (engine(fleet, "e1")["live"], engine(fleet, "e2")["live"]) == (1, 0)
+    assert tenant(fleet, "acme")["service"] == 112.0
+
+
+def test_what_a_lost_engine_still_says_of_a_request_moves_nothing() -> None:
+    """Its gateway has lost it and sent the request on, to an engine that has yet to tell of it."""
+    fleet = make_fleet("e1", "e2")
+    first = place(fleet, ask("r1")).engine_id
+    going_on = msgspec.structs.replace(ask("r1"), output_done=5)
+    second = place(fleet, going_on, frozenset({first})).engine_id
+
+    fleet.on_report(first, progress(1, [live("r1", done=(100, 8))]))
+    fleet.on_report(first, progress(2, gone=[finished("r1", done=(100, 9))]))
+
+    assert (engine(fleet, first)["live"], engine(fleet, second)["live"]) == (0, 1)
+
+
+def test_only_what_is_in_line_is_cancelled_as_waiting() -> None:
+    """A request that has a place is its engine's, and one that nobody knows is nobody's."""
+    fleet = make_fleet("e1")
+    while fleet.admit(ask(f"r{fleet.num_live}")) is not None:
+        pass
+    last = f"r{fleet.num_live - 1}"
+    assert fleet.num_in_line == 1
+
+    fleet.cancel_waiting("r0")
+    fleet.cancel_waiting("nobody's")
+    assert ("r0" in live_ids(fleet), fleet.num_in_line) == (True, 1)
+    fleet.cancel_waiting(last)
+    assert fleet.num_in_line == 0
+
+
+def test_a_seat_that_is_given_up_without_a_report_is_room_at_once() -> None:
+    """Of many engines, all full, the one whose requests are taken back is the one that is asked."""
+    engine_ids = [f"e{number}" for number in range(8)]
+    fleet = make_fleet(*engine_ids)
+    placed: dict[str, Placement] = {}
+    for number in range(200):
+        placement = fleet.admit(ask(f"r{number}"))
+        if placement is not None:
+            placed[f"r{number}"] = placement
+    assert len(placed) < 200
+
+    for engine_id in engine_ids:
+        on_it = [name for name, placement in placed.items() if placement.engine_id == engine_id]
+        for name in on_it:
+            fleet.cancel(name)
+
+        called = fleet.take_called()
+        assert {placement.engine_id for placement in called.values()} == {engine_id}
+        assert len(called) == len(on_it)
+
+
 # --- reports --------------------------------------------------------------------------------
 
 
@@ -393,19 +492,6 @@ def test_an_engine_has_to_join_before_it_reports() -> None:
         fleet.on_report("e1", progress(1))
     with pytest.raises(UnknownEngineError):
         fleet.priority_changes("e1")
-
-
-def test_a_full_report_is_wanted_after_each_join() -> None:
-    """Only with its first full report is an engine's past known."""
-    fleet = make_fleet()
-    fleet.join("e1", CAPACITY)
-    fleet.on_report("e1", progress(1))
-    assert fleet.wants_full("e1")
-
-    fleet.on_report("e1", progress(2, is_full=True))
-    assert not fleet.wants_full("e1")
-    fleet.join("e1", CAPACITY)
-    assert fleet.wants_full("e1")
 
 
 def test_losing_an_engine_gives_back_what_was_reserved() -> None:
@@ -984,6 +1070,24 @@ def test_a_policy_can_be_exchanged_while_requests_run(before: str, after: str) -
     assert live_ids(fleet) == set()
     totals = fleet.snapshot()["totals"]
     assert (totals["live"], totals["service"]) == (0, 6 * (100 + 4 * 5))
+
+
+def test_a_new_policys_priorities_outrank_nobody_until_engines_have_them() -> None:
+    """Its numbers are others: those that wait stay in line, though all of them are lower."""
+    fleet = make_fleet("engine-a")
+    running: list[LiveRequest] = []
+    while fleet.admit(ask(f"r{fleet.num_live}")) is not None:
+        running.append(live(f"r{len(running)}"))
+    fleet.on_report("engine-a", progress(1, running[: CAPACITY.max_num_seqs]))
+    fleet.priority_changes("engine-a")
+    assert fleet.take_called() == {}
+
+    limits = FleetLimits(update_s=UPDATE_S)
+    fleet.go_by(FirstComeFirstServed, service=ServiceWeights(), limits=limits)
+
+    assert (fleet.take_called(), fleet.num_in_line) == ({}, 1)
+    assert set(fleet.priority_changes("engine-a").values()) == {0}
+    assert (fleet.take_called(), fleet.num_in_line) == ({}, 1)
 
 
 def test_new_parameters_leave_a_policy_its_counters() -> None:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import combinations, count
 from random import Random
 from typing import Any
 
@@ -307,6 +307,129 @@ def test_counters_of_backlogged_tenants_stay_within_the_bound(
         assert max(counters.values()) - min(counters.values()) <= quantum + largest_rise + 1e-6
 
 
+class Churn(Cluster):
+    """A cluster whose tenants come and go, whose clients give up and whose engines die.
+
+    Any engine may run any request. A prompt is computed in one step, and no request that begins
+    ends before the next report: so what a seat is given in between is known beforehand.
+    """
+
+    MOST_ENGINES = 3
+    LONGEST_PROMPT = STEP_PROMPT_TOKENS // SEATS
+    DEEP = MOST_ENGINES * MOST_RUNS + SEATS  # requests that leave no engine without one
+
+    def __init__(self, *, num_steps: int, quantum: float, weights: Mapping[str, float]) -> None:
+        super().__init__(1, quantum=quantum, weights=weights)
+        self._num_steps = num_steps
+        self._waiting: dict[str, AdmitRequest] = {}
+        self._lost: list[StandInEngine] = []
+
+    def largest_rise(self, weight: float) -> float:
+        """The most that a counter can rise between two reports: every seat begins a request."""
+        seat = SERVICE.input * self.LONGEST_PROMPT + SERVICE.output * self._num_steps
+        return self.MOST_ENGINES * SEATS * seat / weight
+
+    def received(self, tenant: str) -> float:
+        """By the engines' own count, of those that are gone as well."""
+        done = (each.totals[tenant] for each in [*self.engines.values(), *self._lost])
+        return sum(SERVICE.units(tokens.prompt, tokens.output) for tokens in done)
+
+    def fill(self, tenant: str, draw: Random) -> None:
+        for _ in range(self.DEEP - len(self._asks(tenant))):
+            ask = AdmitRequest(
+                request_id=f"r{next(self._names)}",
+                tenant=tenant,
+                conversation=None,
+                prompt_tokens=draw.randint(1, self.LONGEST_PROMPT),
+                max_output_tokens=self._num_steps + draw.randint(1, 12),
+                arrival_s=self.now_s,
+            )
+            self._send(ask)
+
+    def give_up(self, tenant: str, share: float, draw: Random) -> None:
+        """Clients of so many of a tenant's requests leave."""
+        for ask in self._asks(tenant):
+            if draw.random() >= share:
+                continue
+            if self._waiting.pop(ask.request_id, None):
+                self.fleet.cancel(ask.request_id)
+            for engine in self.engines.values():
+                if ask.request_id in engine.works:
+                    engine.leave(ask.request_id, "abort")
+
+    def start_engine(self) -> None:
+        engine = StandInEngine(f"e{next(self._names)}")
+        self.engines[engine.engine_id] = engine
+        join(self.fleet, engine)
+        self._submit_called()
+
+    def lose_engine(self, draw: Random) -> None:
+        """What it had goes on elsewhere."""
+        lost = self.engines.pop(draw.choice(sorted(self.engines)))
+        self._lost.append(lost)
+        self.fleet.leave(lost.engine_id)
+        for work in lost.works.values():
+            self._send(msgspec.structs.replace(work.ask, output_done=work.output_done))
+
+    def _asks(self, tenant: str) -> list[AdmitRequest]:
+        sent = (work.ask for engine in self.engines.values() for work in engine.works.values())
+        return [ask for ask in (*self._waiting.values(), *sent) if ask.tenant == tenant]
+
+    def _send(self, ask: AdmitRequest) -> None:
+        placement = self.fleet.admit(ask)
+        if placement is None:
+            self._waiting[ask.request_id] = ask
+        else:
+            self.engines[placement.engine_id].submit(ask, placement.priority)
+
+    def _submit_called(self) -> None:
+        for request_id, placement in self.fleet.take_called().items():
+            ask = self._waiting.pop(request_id)
+            self.engines[placement.engine_id].submit(ask, placement.priority)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    weights=st.dictionaries(st.sampled_from("abcd"), st.sampled_from([0.5, 1.0, 2.0]), min_size=2),
+    quantum=st.sampled_from([0.0, 16.0, 100.0]),
+    num_steps=st.integers(1, 4),
+    choices=st.integers(0, 2**32),
+)
+def test_whoever_comes_or_goes_backlogged_tenants_receive_alike(
+    weights: dict[str, float], quantum: float, num_steps: int, choices: int
+) -> None:
+    """Over any interval in which two wait, the service of both differs by less than the bound.
+
+    Others, and they themselves before, return from idle, abort, and lose engines.
+    """
+    draw = Random(choices)
+    cluster = Churn(num_steps=num_steps, quantum=quantum, weights=weights)
+    backlogged: set[str] = set()
+    leads: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # since both wait
+    for _ in range(100):
+        if draw.random() < 0.1 and len(cluster.engines) < Churn.MOST_ENGINES:
+            cluster.start_engine()
+        if draw.random() < 0.1 and len(cluster.engines) > 1:
+            cluster.lose_engine(draw)
+        for tenant in sorted(weights):
+            if draw.random() < 0.05:
+                backlogged ^= {tenant}
+                cluster.give_up(tenant, 1.0, draw)
+            if tenant in backlogged:
+                cluster.give_up(tenant, 0.05, draw)
+                cluster.fill(tenant, draw)
+        received = {tenant: cluster.received(tenant) / weights[tenant] for tenant in weights}
+        for one, other in combinations(sorted(weights), 2):
+            if {one, other} <= backlogged:
+                leads[one, other].append(received[one] - received[other])
+                gap = max(leads[one, other]) - min(leads[one, other])
+                rise = cluster.largest_rise(min(weights[one], weights[other]))
+                assert gap <= 2 * (quantum + rise)
+            else:
+                leads[one, other].clear()
+        cluster.run(num_steps)
+
+
 def test_tenants_served_alike_are_rarely_told_of_new_ranks(seed: int) -> None:
     """With a quantum, equal tenants run side by side: far fewer changes than without."""
 
@@ -450,6 +573,68 @@ class RandomHistory(RuleBasedStateMachine):
     def gateway_takes_the_router_for_dead(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.in_line)), label="request")
         self.draw_engine(data).submit(self.in_line.pop(request_id), priority=0)
+
+    @precondition(lambda self: self.engines.keys() & joined(self.fleet))
+    @rule(data=st.data(), is_told_first=st.booleans(), num_steps=st.integers(1, 10))
+    def gateway_does_not_wait_for_its_answer(
+        self,
+        data: st.DataObject,
+        is_told_first: bool,  # noqa: FBT001
+        num_steps: int,
+    ) -> None:
+        """It has sent its request elsewhere; its question is read before or after that is told.
+
+        Whichever it is, the engine's next word puts place, priority and charges right.
+        """
+        reachable = sorted(self.engines.keys() & joined(self.fleet))
+        engine = self.engines[data.draw(st.sampled_from(reachable), label="engine")]
+        ask = msgspec.structs.replace(self.new_ask(data), tenant=f"late{next(self.names)}")
+        engine.submit(ask, priority=0)
+        if is_told_first:
+            self.deliver(engine, engine.report(is_full=False))
+            engine.step()
+            self.deliver(engine, engine.report(is_full=False))
+        self.fleet.admit(ask)
+        for _ in range(num_steps):
+            engine.step()
+        self.deliver(engine, engine.report(is_full=False))
+        self.assert_known(engine, ask)
+
+    def assert_known(self, engine: StandInEngine, ask: AdmitRequest) -> None:
+        """The only request of its tenant is where it runs, as far as it has come, and charged."""
+        known = self.fleet.checkpoint()
+        places = {each.request_id: each for each in known.requests}
+        place = places.get(ask.request_id)
+        work = engine.works.get(ask.request_id)
+        assert (place is None) == (work is None)
+        if place is not None and work is not None:
+            assert place.engine_id == engine.engine_id
+            assert (place.prompt_done, place.output_done) == (work.prompt_done, work.output_done)
+            assert place.priority == work.priority
+        counted = known.ledger.engines[engine.engine_id].counted
+        assert counted.get(ask.tenant, Tokens()) == engine.totals[ask.tenant]
+
+    @precondition(lambda self: len(list(joined(self.fleet))) > 1)
+    @rule(data=st.data())
+    def gateway_loses_its_line_to_an_engine(self, data: st.DataObject) -> None:
+        """Its request goes on elsewhere; what the engine still says of it moves nothing."""
+        busy = [each for each in self.engines.values() if each.works]
+        if not busy:
+            return
+        out_of_reach = data.draw(st.sampled_from(busy), label="engine")
+        work = out_of_reach.works[data.draw(st.sampled_from(sorted(out_of_reach.works)))]
+        ask = msgspec.structs.replace(work.ask, output_done=work.output_done)
+        placement = self.fleet.admit(ask, frozenset({out_of_reach.engine_id}))
+        self.deliver(out_of_reach, out_of_reach.report(is_full=False))
+        out_of_reach.leave(ask.request_id, "abort")
+        self.deliver(out_of_reach, out_of_reach.report(is_full=False))
+        if placement is None:  # its client has no patience
+            self.fleet.cancel(ask.request_id)
+            return
+        live: Any = {each.request_id: each for each in self.fleet.checkpoint().requests}
+        assert live[ask.request_id].engine_id == placement.engine_id
+        if placement.engine_id in self.engines:
+            self.engines[placement.engine_id].submit(ask, placement.priority)
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data())

@@ -11,8 +11,8 @@ UNKNOWN_S = ALMOST_ALL_WAITS * TYPICAL_WAIT_S  # for a tool of which nothing is 
 class Conversations:
     """Turns of one tenant, with a clock that the test moves."""
 
-    def __init__(self, *, max_ttl_s: float = MOST_S, max_turns: int = 100) -> None:
-        self.turns = ToolTurns(max_ttl_s=max_ttl_s, max_turns=max_turns)
+    def __init__(self, *, max_ttl_s: float = MOST_S) -> None:
+        self.turns = ToolTurns(max_ttl_s=max_ttl_s)
         self.now_s = 100.0
         for engine_id in ("e1", "e2"):
             self.pins(engine_id)
@@ -114,14 +114,58 @@ def test_a_pin_outlasts_the_wait_for_a_place() -> None:
 
 
 def test_those_that_never_come_back_are_learned_from() -> None:
-    """Turns that fall off the list while they wait count as tools that never end."""
-    conversations = Conversations(max_turns=1)
+    """A tool that ends conversations is pinned for no more once some have not come back in time."""
+    conversations = Conversations()
+    num_open = 4  # whose pin may still be of use, at any time
+    pinned = []
     for index in range(3 * FEW_WAITS):
         conversations.begin(f"c{index}", f"turn {index}")
-        conversations.call(f"c{index}", "search")
-        last = conversations.pins()
+        conversations.call(f"c{index}", "submit_answer")
+        pinned.append(bool(conversations.pins()))
+        conversations.now_s += MOST_S / num_open
 
-    assert last == {}
+    assert pinned.index(False) == FEW_WAITS + num_open
+    assert not any(pinned[FEW_WAITS + num_open :])
+
+
+def test_whoever_comes_back_after_the_longest_pin_never_came() -> None:
+    """It is counted once, as what no pin would have been of use for."""
+    conversations = Conversations()
+    for index in range(FEW_WAITS):
+        conversations.begin("c", f"turn {index}")
+        conversations.call("c", "nightly_build")
+        conversations.now_s += MOST_S + 1.0
+        conversations.begin("other", f"another turn {index}")
+    conversations.pins()
+
+    conversations.begin("c", "turn")
+    conversations.call("c", "nightly_build")
+
+    assert conversations.pins() == {}
+
+
+def test_a_call_waits_from_its_last_mention() -> None:
+    """A turn that is said to have called twice has not waited for longer than since then."""
+    conversations = Conversations()
+    conversations.begin("c", "turn 1")
+    conversations.call("c", "search")
+    conversations.now_s += MOST_S - 1.0
+    conversations.call("c", "search")
+    conversations.now_s += MOST_S - 1.0
+
+    conversations.turns.come_back("a", "c", conversations.now_s)
+
+    assert conversations.pins() == {"turn 1": MOST_S}
+
+
+def test_turns_beyond_the_most_are_forgotten() -> None:
+    """The oldest first; nothing is learned from them, as nobody knows what their tools take."""
+    turns = ToolTurns(max_ttl_s=MOST_S, max_turns=2)
+    for index in range(3):
+        turns.begin("a", f"c{index}", f"turn {index}", "e1")
+        turns.call("a", f"c{index}", ["search"], PLENTY, 0.0)
+
+    assert [turns.engine("a", f"c{index}") for index in range(3)] == [None, "e1", "e1"]
 
 
 def test_what_is_not_known_is_ignored() -> None:

@@ -1,5 +1,7 @@
 """The table of live requests."""
 
+import weakref
+
 from scheduler.tracking import RequestTable, TrackedRequest
 
 
@@ -28,6 +30,32 @@ def test_an_engines_load_is_the_sum_of_its_requests() -> None:
     table.remove(two)
     assert (table.load("e"), table.most_tokens("e"), table.num_on("e")) == (0.0, 0.0, 0)
     assert list(table.on_engine("e")) == []
+
+
+class Name(str):
+    """A string that tells when it is freed; as plain ones, equal to others with its letters."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_a_tenants_requests_share_its_name_which_goes_with_the_last() -> None:
+    """Tenants' names may be made up by clients: none is kept for longer than it is in use."""
+    table = RequestTable()
+    first, second = make_request("r1"), make_request("r2")
+    first.tenant = Name("invented")
+    second.tenant = Name("invented")
+    name = weakref.ref(first.tenant)
+    for request in (first, second):
+        table.add(request)
+    assert second.tenant is first.tenant
+
+    table.remove(first)
+    table.add(first)
+    table.remove(first)
+    assert second.tenant is name()
+    table.remove(second)
+    del first, second, request
+    assert name() is None
 
 
 def test_requests_of_which_no_sign_came_in_time_are_overdue() -> None:

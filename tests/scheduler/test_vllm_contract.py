@@ -233,6 +233,14 @@ def test_deferred_frees_are_fences_and_blocks() -> None:
     assert "self.deferred_frees.append((self.sched_step_seq, blocks))" in source
 
 
+def test_a_steps_tokens_are_read_anew_in_each_step() -> None:
+    """The running have them first, those that wait what is left."""
+    source = inspect.getsource(Scheduler.schedule)
+
+    assert "token_budget = self.max_num_scheduled_tokens" in source
+    assert source.index("while token_budget > 0:") > source.index("token_budget -=")
+
+
 def test_slots_are_counted_anew_before_each_admission() -> None:
     """The limit is read inside the loop over those that wait, and block holders come first."""
     source = inspect.getsource(Scheduler.schedule)

@@ -1,15 +1,21 @@
 """What the scheduler decides about switches, seen from a keeper that keeps nothing."""
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from scheduler.admission import EngineCapacity
 from scheduler.costs import STEPS_PER_FIT
 from scheduler.displacement import QUANTUM
 from scheduler.errors import SchedulerSettingError
+from scheduler.fleet import FleetLimits, FleetScheduler
+from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.service import ServiceWeights
 from scheduler.switch_budget import SwitchBudget
+from scheduler.vllm_scheduler import TENANT_ARG
 from tests.scheduler.scheduler_harness import Stepped
 
 
@@ -124,6 +130,41 @@ def test_a_quantum_is_longer_where_switches_are_dear(stepped: Stepped) -> None:
     changes = [index for index, (one, next_one) in enumerate(pairwise(seated)) if one != next_one]
     assert len(changes) == 2  # c and d came as newcomers, and then a and b came back
     assert changes[1] - changes[0] in range(2 * QUANTUM, 2 * QUANTUM + 2)
+
+
+# --- ranks that stay ------------------------------------------------------------------------------
+
+
+def preemptions(stepped: Stepped, num_steps: int, *, quantum: float) -> int:
+    """How often requests of three tenants made way on two slots, the fleet ranking at every step.
+
+    Those that run have a lead of their prompt and two units for each step over the one that waits.
+    """
+    clock = Clock()
+    fleet = FleetScheduler(
+        partial(VirtualTokenCounter, quantum=quantum),
+        clock=clock,
+        random=Random(0),
+        service=ServiceWeights(),
+        limits=FleetLimits(update_s=0.1),
+    )
+    fleet.join("engine", EngineCapacity(max_num_seqs=2, blocks_total=64, block_tokens=32))
+    for tenant in ("a", "b", "c"):
+        stepped.add(tenant, num_tokens=40, extra_args={TENANT_ARG: tenant})
+    for step in range(num_steps):
+        clock.now_s += 0.2
+        fleet.on_report("engine", stepped.scheduler.take_progress(is_full=step == 0))
+        stepped.scheduler.set_priorities(fleet.priority_changes("engine"))
+        stepped.step()
+    return stepped.switches.preemptions
+
+
+@pytest.mark.parametrize(("quantum", "num_switches"), [(100.0, 0), (60.0, 1)])
+def test_a_lead_within_the_policys_quantum_switches_nobody(
+    stepped: Stepped, quantum: float, num_switches: int
+) -> None:
+    """However often all are ranked meanwhile; once it is more, the one that waits takes a place."""
+    assert preemptions(stepped, 20, quantum=quantum) == num_switches
 
 
 # --- the bound on switches ------------------------------------------------------------------------
@@ -243,6 +284,27 @@ def test_what_cannot_be_switched_is_recomputed_and_counted(stepped: Stepped) -> 
     assert (switches.fallbacks, switches.unswitchable, switches.swaps_out) == (1, 1, 0)
 
 
+def test_an_engine_whose_kv_cannot_be_moved_counts_it_as_such(stepped: Stepped) -> None:
+    """It has no host memory for anybody; that is no lack of room."""
+    stepped.keeper.num_host_blocks = 0
+
+    displace_one(stepped)
+
+    switches = stepped.switches
+    assert (switches.fallbacks, switches.unswitchable, switches.swaps_out) == (1, 1, 0)
+
+
+def test_the_keeper_hears_of_new_ranks_of_those_that_have_left(stepped: Stepped) -> None:
+    """Whose copies go first is decided by what matters now."""
+    displace_one(stepped)
+    [left] = stepped.keeper.kept
+
+    stepped.scheduler.set_priorities({left: 3})
+    stepped.step()
+
+    assert stepped.keeper.ranked == {left: 3}
+
+
 # --- copies ahead ---------------------------------------------------------------------------------
 
 
@@ -251,7 +313,8 @@ def test_likely_victims_are_offered_worst_first_once_somebody_waits(tiny_model: 
     stepped = Stepped(tiny_model, num_slots=5)
     for index, priority in enumerate([3, 9, 1, 7, 5]):
         stepped.add(f"p{priority}", priority=priority, prompt_logprobs=1 if index == 1 else None)
-    stepped.step()
+    while len(stepped.running) < 5:
+        stepped.step()
     stepped.step()
     assert stepped.keeper.copied_ahead == []
 
@@ -267,8 +330,8 @@ def test_likely_victims_are_offered_when_few_blocks_are_left(tiny_model: Path) -
     stepped = Stepped(tiny_model, num_blocks=1 + 17)
     stepped.add("big", num_tokens=15 * 32, priority=1)
     stepped.add("small", num_tokens=3, priority=2)
-    stepped.step()
-
+    while len(stepped.running) < 2:
+        stepped.step()
     stepped.step()
 
     assert stepped.keeper.copied_ahead == ["small", "big"]

@@ -3,6 +3,8 @@
 Played by promtool with Prometheus' own engine, so that minutes take none.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,18 @@ import yaml
 
 from ops.alerts.files import rules_yaml
 from ops.alerts.rules import ALERTS, Alert
+from ops.metrics.push import PushTarget
+from ops.metrics.stale_groups import MIN_STALE_S, SWEEP_EVERY_PUSHES
 from tests.ops.prometheus import needs_prometheus, promtool
 
 LASTING_MIN = 40
+EVERY_MINUTE = range(LASTING_MIN)
 STEADY = f"1+0x{LASTING_MIN}"
 ZERO = f"0+0x{LASTING_MIN}"
 FIRING = 'count without (severity, alertstate) (ALERTS{alertstate="firing"})'
 PUSHED = 'push_time_seconds{application="fastswitch",instance="g1",job="gateway"}'
+NEXT_PUSHED = PUSHED.replace("g1", "g2")
+PUSH_S = PushTarget("").every_s
 # A fleet that is well: series as Prometheus would have read them, a sample a minute.
 WELL = {
     "fastswitch_router_up": STEADY,
@@ -98,8 +105,13 @@ ILL = {
 }
 
 
-def play(folder: Path, series: dict[str, str], expected: dict[str, Any]) -> None:
-    """Let promtool compare the alerts that fire in the end with those that are expected."""
+def play(
+    folder: Path,
+    series: dict[str, str],
+    expected: dict[str, Any],
+    looks_min: Iterable[int] = (LASTING_MIN - 5,),
+) -> None:
+    """Let promtool compare the alerts that fire in these minutes with those that are expected."""
     (folder / "rules.yml").write_text(rules_yaml())
     samples = [
         {"labels": "{}" if not labels else _text(labels), "value": 1}
@@ -117,9 +129,10 @@ def play(folder: Path, series: dict[str, str], expected: dict[str, Any]) -> None
                 "promql_expr_test": [
                     {
                         "expr": FIRING,
-                        "eval_time": f"{LASTING_MIN - 5}m",
+                        "eval_time": f"{minute}m",
                         "exp_samples": samples,
                     }
+                    for minute in looks_min
                 ],
             }
         ],
@@ -140,7 +153,17 @@ def test_every_alert_has_a_state_that_provokes_it() -> None:
 @needs_prometheus
 def test_a_fleet_that_is_well_alarms_nobody(tmp_path: Path) -> None:
     """Not once in forty minutes of even service."""
-    play(tmp_path, WELL, {})
+    play(tmp_path, WELL, {}, EVERY_MINUTE)
+
+
+@needs_prometheus
+def test_a_crash_that_heals_pages_nobody(tmp_path: Path) -> None:
+    """What the dead gateway has pushed is there, ever older, until the router removes it."""
+    removed_min = math.ceil((MIN_STALE_S + SWEEP_EVERY_PUSHES * PUSH_S) / 60)
+    alive_min = 5
+    left = f"0+60x{alive_min} {60 * alive_min}+0x{removed_min} stale"
+
+    play(tmp_path, {**WELL, PUSHED: left, NEXT_PUSHED: f"0+60x{LASTING_MIN}"}, {}, EVERY_MINUTE)
 
 
 @needs_prometheus

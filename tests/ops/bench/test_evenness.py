@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from app.settings import AppArgs
 from ops.bench.errors import UnevenLoadError
-from ops.bench.evenness import backlogged, evenness, gap_bound, jain_index, peak_service
+from ops.bench.evenness import (
+    backlogged,
+    evenness,
+    gap_bound,
+    jain_index,
+    peak_service,
+    prior_gap_bound,
+)
 from tests.ops.bench.fleet_glances import glance
 
 
@@ -97,3 +104,18 @@ def test_the_bound_is_that_of_vtc_for_what_happens_unseen() -> None:
     settings = AppArgs(exchange_s=0.1, fairness={"update_s": 0.2, "quantum": 500.0})  # type: ignore[arg-type]
     glances = [glance(at_s, {"a": 1000.0 * at_s}) for at_s in (0.0, 0.4, 0.8, 1.2)]
     assert gap_bound(glances, settings, longest_prompt=100) == pytest.approx(2 * (500 + 400 + 100))
+
+
+@pytest.mark.parametrize(
+    ("longest_request", "bound"), [(100, 2 * 2.0 * 3 * 4 * 100), (10, 2 * 5.0 * 60)]
+)
+def test_the_bound_before_any_run_is_the_larger_of_input_and_what_is_in_flight(
+    longest_request: int, bound: float
+) -> None:
+    """Output in flight counts on all slots of all engines, the input of one request alone."""
+    settings = AppArgs(
+        replicas=3,
+        max_num_seqs=4,
+        fairness={"input_weight": 5.0, "output_weight": 2.0},  # type: ignore[arg-type]
+    )
+    assert prior_gap_bound(settings, 60, longest_request) == bound

@@ -109,7 +109,7 @@ def test_overhead_is_throughput_lost_to_the_policy(
     stage: ScenarioStage, playing: StandInPlay
 ) -> None:
     """On a quarter of the slots; a repeat has no prompt of another."""
-    phases = [scenario_parts.light_load(stage, number) for number in range(2)]
+    phases = [scenario_parts.light_load(stage, number, DURATION_S) for number in range(2)]
     assert scenario_parts.overhead(phases, phases).has_passed
     slower = [Phase(1.1 * DURATION_S, phase.clients, phase.glances) for phase in phases]
     assert bounds_of(scenario_parts.overhead(slower, phases)) == {

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from app.demo_model import write_demo_model
 from app.errors import UsageError
 from ops.bench import serve
 from ops.bench.errors import TraceError
@@ -101,20 +100,3 @@ def test_wrong_arguments_are_wrong_usage(
         parse(*arguments)
     assert caught.value.code == 2
     assert arguments[0] in capsys.readouterr().err
-
-
-@pytest.mark.cluster
-@pytest.mark.timeout(900)
-def test_both_real_servers_give_the_same_tokens(tmp_path: Path) -> None:
-    """A small run against the plain vLLM server and ours: all keys, equal outputs, all memory."""
-    write_demo_model(tmp_path / "tiny", "tiny")
-    options = parse(
-        *("--model", str(tmp_path / "tiny"), "--streams", "4", "--requests", "8"),
-        *("--repeats", "1", "--prompt-tokens", "8:32", "--output-tokens", "8:16"),
-    )
-    keys = serve.run(options).keys
-    assert keys["outputs_equal"] is True
-    assert keys["throughput_ratio"] > 0
-    assert "deployments.vllm_engine" in keys["memory_mb"]["fastswitch"]
-    assert "haproxy" in keys["memory_mb"]["fastswitch"]
-    assert "VLLM::EngineCore" in keys["memory_mb"]["baseline"]

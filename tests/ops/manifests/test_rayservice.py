@@ -1,5 +1,6 @@
 """The Kubernetes manifest: what it says fits together, and fits what it deploys."""
 
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,23 @@ from app.errors import ConfigFileError
 from app.settings import AppArgs
 from app.versions import RAY_VERSION
 
-MANIFESTS = Path(__file__).parents[3] / "ops" / "manifests"
+ROOT = Path(__file__).parents[3]
+MANIFESTS = ROOT / "ops" / "manifests"
 GIB = {"Gi": 1.0, "Mi": 1 / 1024}
 RAYS_SHM_GIB = 8.0  # its object store, and NCCL's queues
 PROCESSES_GIB = 8.0  # of an engine, its replica and Ray's own on a worker, beside KV
 
 
 @pytest.fixture(scope="module")
-def manifest() -> Any:
-    return yaml.safe_load((MANIFESTS / "rayservice.yaml").read_text())
+def documents() -> dict[str, Any]:
+    """What is applied, by its kind."""
+    applied = yaml.safe_load_all((MANIFESTS / "rayservice.yaml").read_text())
+    return {each["kind"]: each for each in applied}
+
+
+@pytest.fixture(scope="module")
+def manifest(documents: dict[str, Any]) -> Any:
+    return documents["RayService"]
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +78,31 @@ def test_the_cluster_runs_the_ray_that_is_installed(manifest: Any) -> None:
 
 
 def test_the_workers_have_the_gpus_that_the_engines_want(manifest: Any, args: AppArgs) -> None:
-    """All engines together, and each on one node."""
+    """At the start and with as many engines and nodes as there may be; each engine on one node."""
     group = worker(manifest)
     gpus = container(group)["resources"]["limits"]["nvidia.com/gpu"]
 
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert group["replicas"] * gpus >= args.replicas * args.tensor_parallel_size
+    assert group["maxReplicas"] * gpus >= args.max_replicas * args.tensor_parallel_size
     assert gpus >= args.tensor_parallel_size
+
+
+def test_pods_come_and_go_with_engines(manifest: Any, args: AppArgs) -> None:
+    """Where the engines' number may change, Ray may have more nodes, and fewer."""
+    cluster = manifest["spec"]["rayClusterConfig"]
+
+    assert args.autoscaling is not None
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["idleTimeoutSeconds"] > 0
+    assert args.max_replicas > args.replicas
+
+
+def test_an_upgrade_leaves_streams_the_time_that_a_redeploy_does(
+    manifest: Any, args: AppArgs
+) -> None:
+    """KubeRay deletes the old cluster, gateways and all, without a word to them."""
+    assert manifest["spec"]["rayClusterDeletionDelaySeconds"] >= args.gateway_drain_s
 
 
 def test_a_worker_has_the_memory_that_an_engine_takes(manifest: Any, args: AppArgs) -> None:
@@ -90,17 +118,42 @@ def test_a_worker_has_the_memory_that_an_engine_takes(manifest: Any, args: AppAr
     assert gib(resources["limits"]["memory"]) >= engines * PROCESSES_GIB + shm_gib
 
 
-def test_probes_scrapes_and_requests_go_to_serves_port(manifest: Any, serve_config: Any) -> None:
-    """Readiness asks our health, Prometheus our metrics, both where Serve listens."""
+def test_probes_and_requests_go_to_serves_port(manifest: Any, serve_config: Any) -> None:
+    """Readiness asks our health where Serve listens."""
     port = serve_config["http_options"]["port"]
-    group = worker(manifest)
-    probes = [container(group)[name]["httpGet"] for name in ("startupProbe", "readinessProbe")]
-    annotations = group["template"]["metadata"]["annotations"]
+    only = container(worker(manifest))
 
-    assert probes == [{"path": "/health", "port": port}] * 2
-    assert annotations["prometheus.io/port"] == str(port)
-    assert annotations["prometheus.io/path"] == "/metrics"
-    assert port in [each["containerPort"] for each in container(group)["ports"]]
+    assert only["readinessProbe"]["httpGet"] == {"path": "/health", "port": port}
+    assert port in [each["containerPort"] for each in only["ports"]]
+
+
+def test_metrics_are_pushed_to_the_one_place_that_is_scraped(
+    documents: dict[str, Any], args: AppArgs
+) -> None:
+    """The address is the Service's, which leads to the Pushgateway, whose pod says where."""
+    service, pushgateway = documents["Service"], documents["Deployment"]
+    [service_port] = service["spec"]["ports"]
+    pod = pushgateway["spec"]["template"]
+    [only] = pod["spec"]["containers"]
+    [container_port] = only["ports"]
+
+    name, port = service["metadata"]["name"], service_port["port"]
+    assert args.metrics.push_url == f"http://{name}:{port}"
+    assert service["spec"]["selector"] == pod["metadata"]["labels"]
+    assert pushgateway["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    assert container_port["containerPort"] == port
+    assert pod["metadata"]["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": "/metrics",
+    }
+
+
+def test_no_gateway_is_scraped_through_another(manifest: Any) -> None:
+    """What answers on Serve's port is now this gateway, now that one: nobody is sent there."""
+    cluster = manifest["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], worker(manifest)):
+        assert "annotations" not in group["template"].get("metadata", {})
 
 
 def test_tenants_are_read_from_the_mounted_secret(manifest: Any, args: AppArgs) -> None:
@@ -111,10 +164,13 @@ def test_tenants_are_read_from_the_mounted_secret(manifest: Any, args: AppArgs) 
         assert args.tenants_file.parent == Path(mount["mountPath"])
 
 
-def test_the_image_holds_every_package(manifest: Any) -> None:
-    """Each of our source folders is copied, and the set-up is that of a GPU."""
+def test_the_image_holds_every_package_and_what_they_are_built_from() -> None:
+    """Each source folder that is packaged, the files that name them, the set-up of a GPU."""
     lines = (MANIFESTS / "Containerfile").read_text().splitlines()
-    copied = {line.split()[1] for line in lines if line.startswith("COPY")}
+    copied = {part for line in lines if line.startswith("COPY") for part in line.split()[1:-1]}
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, packages = told["project"], told["tool"]["setuptools"]["packages"]["find"]["include"]
 
-    assert {"app", "deployments", "kv", "ops", "scheduler", "requirements"} <= copied
+    assert {name.rstrip("*") for name in packages} | {"requirements", "scripts"} <= copied
+    assert {"pyproject.toml", project["readme"], *project["license-files"]} <= copied
     assert any("DEVICE=cuda" in line and "scripts/setup.sh" in line for line in lines)

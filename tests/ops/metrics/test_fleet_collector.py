@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -14,6 +15,7 @@ from ops.metrics.tenant_labels import REST, TenantLabels
 from scheduler.admission import AdmitRequest, EngineCapacity
 from scheduler.fleet import FleetLimits, FleetScheduler
 from scheduler.policies.vtc import VirtualTokenCounter
+from scheduler.pressure import FleetPressure
 from scheduler.reports import EngineProgress, LiveRequest, SwitchCounts
 from scheduler.service import ServiceWeights
 
@@ -119,6 +121,8 @@ def snapshot_of_a_real_fleet() -> dict[str, object]:
         pins_released=3,
         pinned_blocks=12,
         wasted_block_s=1.5,
+        fetched_blocks=41,
+        missed_blocks=6,
     )
     report = EngineProgress(
         step=7,
@@ -153,6 +157,7 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("fastswitch_engine_requests", {"state": "running"}),
             ("fastswitch_engine_requests", {"state": "waiting"}),
             ("fastswitch_engine_max_requests", {}),
+            ("fastswitch_engine_draining", {}),
             ("fastswitch_engine_kv_blocks_used", {"pool": "device"}),
             ("fastswitch_engine_kv_blocks", {"pool": "device"}),
             ("fastswitch_engine_kv_blocks_used", {"pool": "host"}),
@@ -167,7 +172,7 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("fastswitch_engine_recomputed_tokens_total", {}),
             ("fastswitch_engine_swap_stall_seconds_total", {}),
         )
-    ] == [1, 2, 8, 60, 100, 20, 200, 5, 4, 3, 40, 30, 200, 150, 77, 0.25]
+    ] == [1, 2, 8, 0, 60, 100, 20, 200, 5, 4, 3, 40, 30, 200, 150, 77, 0.25]
     assert [
         exposed.value(f"fastswitch_engine_{name}_total", engine="e1", **labels)
         for name, labels in (
@@ -185,8 +190,11 @@ def test_a_real_fleets_snapshot_is_exposed_whole() -> None:
             ("lost_copies", {}),
             ("failed_copy_blocks", {}),
             ("put_off_switches", {}),
+            ("neighbour_blocks", {"outcome": "copied"}),
+            ("neighbour_blocks", {"outcome": "missed"}),
+            ("neighbour_bytes", {}),
         )
-    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19, 22]
+    ] == [2, 3, 9 - 2 - 3, 11, 12, 13, 14, 20, 15, 16, 17, 18, 19, 22, 41, 6, 41 * 5]
     assert [
         exposed.value(f"fastswitch_engine_{name}", engine="e1", **labels)
         for name, labels in (
@@ -287,6 +295,22 @@ def test_the_fleets_requests_are_told_apart_by_where_they_wait() -> None:
         exposed.value("fastswitch_fleet_requests", state=state)
         for state in ("running", "waiting", "in_line")
     ] == [3, 1, 4]
+
+
+def test_what_autoscaling_goes_by_is_told() -> None:
+    """Once the router has measured it; a new one has not."""
+    exposed = Exposed()
+    exposed.collector.update(make_snapshot({}) | {"pressure": None}, is_router_up=True)
+    assert exposed.value("fastswitch_fleet_delay_seconds") is None
+
+    pressure = FleetPressure(delay_s=1.5, switches_per_s=2.0, busy_share=0.75)
+    snapshot = make_snapshot({}) | {"pressure": structs.asdict(pressure)}
+    exposed.collector.update(snapshot, is_router_up=True)
+
+    assert [
+        exposed.value(f"fastswitch_fleet_{name}")
+        for name in ("delay_seconds", "switches_per_second", "busy_ratio")
+    ] == [1.5, 2.0, 0.75]
 
 
 def test_the_service_gap_is_between_tenants_that_wait() -> None:

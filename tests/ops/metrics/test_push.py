@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -130,6 +131,31 @@ def test_a_slow_pushgateway_holds_nobody_up(
         gateway.next_call()
         pusher.stop()
         assert not gateway.is_open.is_set()
+
+
+def test_what_a_push_takes_says_when_the_next_one_is(gateway: StandInPushgateway) -> None:
+    """It is the processor time of collecting and sending that makes the pause longer."""
+    collecting_s, waits_s = 0.02, []
+
+    class Dear(Collector):
+        def collect(self) -> Any:
+            until_s = time.thread_time() + collecting_s
+            while time.thread_time() < until_s:
+                continue
+            return []
+
+    class Noting(Quick):
+        def after_push(self, cpu_s: float) -> float:
+            waits_s.append(Pace.after_push(self, cpu_s))
+            return super().after_push(cpu_s)
+
+    pusher = Pusher(Dear(), PushTarget(gateway.url), GROUP, pace=Noting())
+    pusher.start()
+    for _ in range(2):  # the second is begun when the first has been accounted for
+        gateway.next_call()
+    pusher.stop()
+
+    assert waits_s[0] >= collecting_s / MAX_CORE_SHARE
 
 
 def test_a_metric_that_fails_ends_no_pushing(gateway: StandInPushgateway) -> None:

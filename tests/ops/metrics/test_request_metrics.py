@@ -51,6 +51,34 @@ def test_a_request_is_in_flight_until_it_ends() -> None:
     assert exposed.value("fastswitch_prompt_tokens_total", tenant="a") == 15
 
 
+def test_errors_are_counted_before_there_are_any() -> None:
+    """From 0, so that a rate sees the first of a tenant's requests that fail."""
+    exposed = Exposed()
+    meter = exposed.metrics.started("a", 10, now_s=0.0)
+    before = exposed.value("fastswitch_requests_total", tenant="a", outcome="error")
+
+    meter.finished("error")
+
+    after = exposed.value("fastswitch_requests_total", tenant="a", outcome="error")
+    assert (before, after) == (0, 1)
+
+
+def test_a_move_counts_by_the_way_its_answer_goes_on() -> None:
+    """Each time that another engine gets the request."""
+    exposed = Exposed()
+    meter = exposed.metrics.started("a", 10, now_s=0.0)
+
+    meter.moved("continued")
+    meter.moved("continued")
+    meter.moved("begun")
+
+    moves = [
+        exposed.value("fastswitch_moved_requests_total", tenant="a", way=way)
+        for way in ("continued", "begun", "replayed")
+    ]
+    assert moves == [2, 1, 0]
+
+
 def test_a_rejection_counts_by_its_limit_and_ends_the_request() -> None:
     """Under the tenant's label, which invented names do not multiply."""
     exposed = Exposed(TenantLabels(["a"], max_tenants=1))
@@ -201,6 +229,7 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     meter = exposed.metrics.started("a", 1, now_s=0.0)
     meter.tokens(2, 0.1)
     meter.rejected("max_concurrent")
+    meter.moved("continued")
     meter.finished("length")
 
     parsed = parse_openmetrics(exposed.openmetrics_text())  # type: ignore[no-untyped-call]
@@ -208,6 +237,7 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     assert {name: family.type for name, family in families.items()} == {
         "fastswitch_requests": "counter",
         "fastswitch_rejected_requests": "counter",
+        "fastswitch_moved_requests": "counter",
         "fastswitch_requests_in_flight": "gauge",
         "fastswitch_prompt_tokens": "counter",
         "fastswitch_output_tokens": "counter",
@@ -220,4 +250,4 @@ def test_names_units_and_labels_follow_prometheus_conventions() -> None:
     for family in families.values():
         assert family.documentation.endswith(".")
         for sample in family.samples:
-            assert set(sample.labels) - {"le", "outcome", "limit"} == {"gateway", "tenant"}
+            assert set(sample.labels) - {"le", "outcome", "limit", "way"} == {"gateway", "tenant"}

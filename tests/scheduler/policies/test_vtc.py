@@ -71,11 +71,15 @@ def advance(vtc: VirtualTokenCounter, request: TrackedRequest, prompt: int, outp
     vtc.progress(request, Tokens(prompt, output))
 
 
-def backlogged(vtc: VirtualTokenCounter, **outputs: int) -> list[TrackedRequest]:
-    """One live request per tenant, all come at once, then given so many output tokens."""
+def backlogged(
+    vtc: VirtualTokenCounter, *, num_waiting: int = 0, **outputs: int
+) -> list[TrackedRequest]:
+    """A request per tenant, given so many output tokens, and others that wait; all come at once."""
     requests = [make_request(tenant, prompt_tokens=0) for tenant in outputs]
     for request in requests:
         vtc.arrive(request)
+        for _ in range(num_waiting):
+            vtc.arrive(make_request(request.tenant))
     for request in requests:
         start(vtc, request)
         advance(vtc, request, 0, outputs[request.tenant])
@@ -118,17 +122,44 @@ def test_an_abort_gives_back_the_input_that_was_not_processed() -> None:
     assert vtc.counters() == {"acme": 30.0}
 
 
-def test_a_tenant_back_from_idle_is_lifted_to_the_least_backlogged() -> None:
-    """Neither starved nor owed: it starts level with the tenant that was served least."""
+def test_a_tenant_back_from_idle_is_lifted_to_the_least_that_wait() -> None:
+    """Neither starved nor owed: it starts level with the waiting tenant that was served least."""
     vtc = make_vtc()
-    backlogged(vtc, much=500, little=300)
+    backlogged(vtc, num_waiting=1, little=300, much=500)
 
     vtc.arrive(make_request("back"))
 
     assert vtc.counters()["back"] == 600.0
 
 
-def test_with_nobody_backlogged_a_tenant_is_lifted_to_the_last_that_left() -> None:
+def test_one_that_never_waits_is_owed_nothing_and_lends_nobody_its_counter() -> None:
+    """It always has something small under way, so it is never idle, beside one that has a queue."""
+    vtc = make_vtc()
+    [_, small] = backlogged(vtc, busy=500, small=10)
+    vtc.arrive(make_request("busy"))
+
+    vtc.arrive(make_request("new"))
+    assert vtc.counters() == {"busy": 1000.0, "small": 20.0, "new": 1000.0}
+
+    another = make_request("small")
+    vtc.arrive(another)
+    assert vtc.counters()["small"] == 1000.0
+    vtc.depart(small)
+    vtc.arrive(make_request("small"))
+    assert vtc.counters()["small"] == 1000.0
+
+
+def test_one_that_waits_is_not_lifted() -> None:
+    """What it asked for and did not get is owed to it, however many requests it sends."""
+    vtc = make_vtc()
+    backlogged(vtc, num_waiting=1, behind=10, ahead=600)
+
+    vtc.arrive(make_request("behind"))
+
+    assert vtc.counters() == {"behind": 20.0, "ahead": 1200.0}
+
+
+def test_with_nobody_waiting_a_tenant_is_lifted_to_the_last_that_did() -> None:
     """An empty fleet does not wipe out what was served before it emptied."""
     vtc = make_vtc()
     [last] = backlogged(vtc, last=500)
@@ -183,9 +214,9 @@ def test_ranks_follow_the_counters_when_ranked_anew() -> None:
 
 
 def test_a_newcomer_runs_at_once_among_the_first() -> None:
-    """A tenant that arrives between two rankings has the rank of the least served."""
+    """A tenant that arrives between two rankings has the rank of the least served that wait."""
     vtc = make_vtc(quantum=100.0)
-    least, most = backlogged(vtc, least=10, most=500)
+    least, most = backlogged(vtc, num_waiting=1, least=10, most=500)
     vtc.rerank(now_s=1.0, num_steps=0)
     newcomer = make_request("new")
 
@@ -208,6 +239,42 @@ def test_of_equals_who_asks_for_little_goes_first() -> None:
         [first, *others] = vtc.priorities([one, *crowd])
         assert first < min(others)
         vtc.rerank(now_s=2.0, num_steps=0)
+
+
+def test_who_asks_for_little_goes_first_from_a_floods_first_moment_on() -> None:
+    """Before anything has been ranked: then a flood may have all places by the first ranking."""
+    vtc = make_vtc(quantum=100.0)
+    crowd = [make_request("flood") for _ in range(4)]
+    for request in crowd:
+        vtc.arrive(request)
+    one = make_request("quiet")
+    vtc.arrive(one)
+
+    [first, *others] = vtc.priorities([one, *crowd])
+    assert first < min(others)
+
+
+def test_what_all_ask_for_is_known_between_two_rankings(seed: int) -> None:
+    """A newcomer is placed as the next ranking will place it, whoever came and went before."""
+    choose = Random(seed)
+    vtc = make_vtc(quantum=1e9)
+    live: list[TrackedRequest] = []
+    for number in range(300):
+        if live and choose.random() < 0.45:
+            vtc.depart(live.pop(choose.randrange(len(live))))
+        else:
+            live.append(make_request(choose.choice("abcd")))
+            vtc.arrive(live[-1])
+        if choose.random() < 0.1:
+            vtc.reweigh()
+        newcomer = make_request(f"new-{number}")
+        vtc.arrive(newcomer)
+        before = vtc.priorities([newcomer])
+        if choose.random() < 0.2:
+            vtc.rerank(now_s=float(number), num_steps=0)
+            assert places(before) == places(vtc.priorities([newcomer]))
+            assert before[0] % 2 == vtc.priorities([newcomer])[0] % 2
+        vtc.depart(newcomer)
 
 
 def test_who_asks_for_little_goes_first_among_equals_alone() -> None:
@@ -445,7 +512,8 @@ class VtcAgainstModel(RuleBasedStateMachine):
         self.requests: list[TrackedRequest] = []
         self.charged = dict.fromkeys(self.weights, 0.0)  # lifts included
         self.lifted_to = dict.fromkeys(self.weights, 0.0)
-        self.last_left = 0.0
+        self.last_waited: str | None = None
+        self.last_of_class: dict[str | None, str] = {}
 
     def expected(self) -> Mapping[str, float]:
         """Charges plus the open reservations, summed anew each time."""
@@ -465,21 +533,38 @@ class VtcAgainstModel(RuleBasedStateMachine):
         service_class=st.sampled_from([None, "batch"]),
     )
     def arrive(self, tenant: str, prompt_tokens: int, service_class: str | None) -> None:
-        backlogged = {request.tenant for request in self.requests}
-        alike = {
-            request.tenant
-            for request in self.requests
-            if request.wishes.service_class == service_class
-        }
-        if tenant not in backlogged:
-            counters = self.expected()
-            floors = (counters[other] for other in alike or backlogged)
-            floor = min(floors, default=self.last_left)
-            if floor > self.charged[tenant]:
-                self.charged[tenant] = self.lifted_to[tenant] = floor
+        if tenant not in self.tenants_waiting(None, "batch"):
+            missing = self.floor(service_class) - self.expected()[tenant]
+            if missing > 0:
+                self.charged[tenant] += missing
+                self.lifted_to[tenant] = self.charged[tenant]
         request = make_request(tenant, prompt_tokens, service_class=service_class)
         self.vtc.arrive(request)
         self.requests.append(request)
+
+    def tenants_waiting(self, *classes: str | None) -> set[str]:
+        return {
+            request.tenant
+            for request in self.requests
+            if not request.has_started and request.wishes.service_class in classes
+        }
+
+    def floor(self, service_class: str | None) -> float:
+        counters = self.expected()
+        last = self.last_of_class.get(service_class)
+        live = {(each.tenant, each.wishes.service_class) for each in self.requests}
+        alike = self.tenants_waiting(service_class)
+        if not alike and (last, service_class) in live:
+            assert last is not None
+            return counters[last]
+        floors = (counters[other] for other in alike or self.tenants_waiting(None, "batch"))
+        at_last = counters[self.last_waited] if self.last_waited else 0.0
+        return min(floors, default=at_last)
+
+    def note_end_of_waiting(self, request: TrackedRequest) -> None:
+        service_class = request.wishes.service_class
+        if request.tenant not in self.tenants_waiting(service_class):
+            self.last_waited = self.last_of_class[service_class] = request.tenant
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), prompt=st.integers(0, 300), output=st.integers(0, 50))
@@ -487,6 +572,7 @@ class VtcAgainstModel(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.requests))
         if not request.has_started:
             start(self.vtc, request)
+            self.note_end_of_waiting(request)
         prompt = min(prompt, request.prompt_left)
         advance(self.vtc, request, prompt, output)
         self.charged[request.tenant] += SERVICE.units(prompt, output) / self.weights[request.tenant]
@@ -497,8 +583,8 @@ class VtcAgainstModel(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.requests))
         self.requests.remove(request)
         self.vtc.depart(request)
-        if request.tenant not in {other.tenant for other in self.requests}:
-            self.last_left = self.charged[request.tenant]
+        if not request.has_started:
+            self.note_end_of_waiting(request)
 
     @rule(tenant=st.sampled_from("abcd"), prompt=st.integers(-50, 50), output=st.integers(-50, 50))
     def settle(self, tenant: str, prompt: int, output: int) -> None:
