@@ -107,6 +107,13 @@ class FairnessSettings(_Settings):
         le=1e9,
         description="Service units that interactive work may get ahead of batch work.",
     )
+    head_start: float = Field(
+        default=2048.0,
+        ge=0,
+        le=1e9,
+        description="Service units that a tenant with few requests may get ahead of those that "
+        "have many.",
+    )
     classes: ClassSettings = ClassSettings()
     slack_quantum_s: float = Field(
         default=0.25,
@@ -165,6 +172,7 @@ class FairnessSettings(_Settings):
         return PolicyOptions(
             quantum=self.quantum,
             batch_lag=self.batch_lag,
+            head_start=self.head_start,
             targets=self.classes.targets(),
             slack_quantum_s=self.slack_quantum_s,
             update_frequency=self.update_frequency,

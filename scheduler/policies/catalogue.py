@@ -30,6 +30,7 @@ class PolicyOptions:
 
     quantum: float  # service units
     batch_lag: float  # service units
+    head_start: float  # service units
     targets: Mapping[ServiceClass, LatencyTargets]
     slack_quantum_s: float
     update_frequency: float  # per engine step
@@ -39,7 +40,10 @@ class PolicyOptions:
 
 POLICIES: Mapping[str, Callable[[PolicyOptions], PolicyFactory]] = {
     "vtc": lambda options: partial(
-        VirtualTokenCounter, quantum=options.quantum, batch_lag=options.batch_lag
+        VirtualTokenCounter,
+        quantum=options.quantum,
+        batch_lag=options.batch_lag,
+        head_start=options.head_start,
     ),
     "deadline": lambda options: partial(
         Deadline, targets=options.targets, slack_quantum_s=options.slack_quantum_s

@@ -16,11 +16,13 @@ its first token yet, and to the least of those that have: what it did not ask fo
 also not to one that always has something small under way. Nor can a newcomer be lifted to such a
 tenant's low counter and run ahead of the others until it has caught up with them.
 
-Equals. Tenants whose counters are about equal share a rank, and among them those that ask for
-little go first, with interactive work: who has fewer requests than half the mean can be given a
-place for each at little cost to the others. Else a tenant that comes back from idle, lifted to
-the counter of one with hundreds in line, would wait behind them all until that one's counter has
-moved on.
+Who asks for little. A tenant with fewer interactive requests than half the mean can be given a
+place for each at little cost to the others. It ranks as if its counter stood ``head_start`` lower,
+and first among equals. Else a tenant that comes back from idle, lifted to the counter of one with
+hundreds in line, would wait behind them all until that one's counter has moved on; and if what it
+sends first lifts its counter by more than a quantum, so would what it sends next. It is a start,
+not a share: a tenant that keeps something small in line is that much ahead once, and from then on
+served as the others are.
 
 Classes. Requests are ranked by tenant and class, and batch work as if its tenant's counter
 stood ``batch_lag`` higher. So who waits for an answer goes first in a burst of up to that much
@@ -36,7 +38,8 @@ has requests waiting there does not rise. So the counters of tenants that both w
 engines stay within ``quantum + U``, and what they receive over any interval, an input counted
 when it starts and each divided by its weight, within ``2 * (quantum + U)``. Work that is
 aborted widens this by what it gives back. A tenant with interactive work waiting may get
-``batch_lag`` further ahead of one that has batch work alone, and never falls further behind it.
+``batch_lag`` further ahead of one that has batch work alone, and never falls further behind it;
+one that asks for little ``head_start`` further ahead of one that asks for more.
 """
 
 from collections import OrderedDict
@@ -90,6 +93,7 @@ class _Lane:
     account: _Account
     service_class: ServiceClass
     lag: float  # by how much it ranks behind the tenant's counter
+    head_start: float  # by how much it ranks before that while it asks for little
     num_live: int = 0
     num_waiting: int = 0  # of them, those that have not run yet
     is_modest: bool = False  # it asks for little, beside the others
@@ -98,17 +102,22 @@ class _Lane:
 
     @property
     def counter(self) -> float:
-        return self.account.counter + self.lag
+        return self.account.counter + self.lag - (self.head_start if self.is_modest else 0.0)
 
-    def place(self, mean_live: float) -> None:
-        """Give it its priority; ``mean_live`` is how many requests a unit of weight has live.
+    def weigh(self, mean_live: float) -> bool:
+        """See what it asks for; ``mean_live`` is how many requests a unit of weight has live.
 
         Between half of that and the whole it stays what it is, so that a request more or less
-        changes nothing.
+        changes nothing. Returns whether it has changed.
         """
+        was_modest = self.is_modest
         asked = self.num_live / self.account.weight
-        is_little = asked <= (mean_live if self.is_modest else mean_live / 2)
+        is_little = asked <= (mean_live if was_modest else mean_live / 2)
         self.is_modest = is_little and self.service_class is ServiceClass.INTERACTIVE
+        return self.is_modest is not was_modest
+
+    def take_priority(self) -> None:
+        """After its rank: of equals those that ask for little go first."""
         self.priority = 2 * self.rank + (not self.is_modest)
 
 
@@ -154,11 +163,13 @@ class VirtualTokenCounter:
         *,
         quantum: float,
         batch_lag: float = 0.0,
+        head_start: float = 0.0,
         max_idle_tenants: int = 10_000,
     ) -> None:
         self._service = service
         self._shares = shares
         self._lags = {ServiceClass.INTERACTIVE: 0.0, ServiceClass.BATCH: batch_lag}
+        self._head_start = head_start
         self._max_idle_tenants = max_idle_tenants
         self._backlogged: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()  # left longest ago first
@@ -189,15 +200,17 @@ class VirtualTokenCounter:
         if not account.is_waiting:
             self._lift(account, service_class)
         lane = account.lanes.get(service_class)
+        is_new = lane is None
         if lane is None:
-            lane = _Lane(account, service_class, self._lags[service_class])
+            lane = _Lane(account, service_class, self._lags[service_class], self._head_start)
             account.lanes[service_class] = lane
-            self._groups.insert(lane, lane.counter)
             self._demand.weight += account.weight
         lane.num_live += 1
         lane.num_waiting += 1
         self._demand.num_live += 1
-        lane.place(self._demand.mean_live)
+        if lane.weigh(self._demand.mean_live) or is_new:
+            self._groups.insert(lane, lane.counter)
+            lane.take_priority()
         if lane.num_waiting == 1:
             self._least[service_class].note(lane)
         request.note = lane
@@ -238,16 +251,14 @@ class VirtualTokenCounter:
         self._note_fall(account)
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
-        counters: dict[_Lane, float] = {}
-        for account in self._backlogged.values():
-            counter = account.counter
-            for lane in account.lanes.values():
-                counters[lane] = counter + lane.lag
-        self._groups.update(counters)
-        self._demand = _Demand.of(counters)
+        lanes = [*chain.from_iterable(each.lanes.values() for each in self._backlogged.values())]
+        self._demand = _Demand.of(lanes)
         mean_live = self._demand.mean_live
-        for lane in counters:
-            lane.place(mean_live)
+        for lane in lanes:
+            lane.weigh(mean_live)
+        self._groups.update({lane: lane.counter for lane in lanes})
+        for lane in lanes:
+            lane.take_priority()
         for least in self._least.values():
             least.drop_stale()
 

@@ -36,6 +36,7 @@ CAPACITY = EngineCapacity(max_num_seqs=8, blocks_total=100, block_tokens=16)
 OPTIONS = PolicyOptions(
     quantum=1.0,
     batch_lag=100.0,
+    head_start=0.0,
     targets=dict.fromkeys(ServiceClass, LatencyTargets(1.0, 0.1)),
     slack_quantum_s=0.1,
     update_frequency=0.5,

@@ -216,5 +216,5 @@ def test_a_storm_of_loads_leaves_nobody_stuck(tiny_model: Path, seed: int) -> No
 
     assert not num_left
     assert stepped.num_free_blocks == 24
-    assert stepped.switches.preemptions > 20  # of about 70
-    assert stepped.keeper.swap_totals.swaps_in > 20  # of about 90
+    assert stepped.switches.preemptions > 50
+    assert stepped.keeper.swap_totals.swaps_in > 50

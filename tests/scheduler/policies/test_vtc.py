@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.settings import FairnessSettings
 from scheduler.admission import Wishes
@@ -22,6 +22,7 @@ from tests.scheduler.policies.stand_in import make_request as waiting
 
 SERVICE = ServiceWeights(input=1.0, output=2.0)
 BATCH_LAG = 300.0
+HEAD_START = 40.0
 
 
 def make_vtc(
@@ -29,6 +30,7 @@ def make_vtc(
     *,
     quantum: float = 0.0,
     batch_lag: float = 0.0,
+    head_start: float = 0.0,
     max_idle_tenants: int = 100,
 ) -> VirtualTokenCounter:
     tenant_weights = TenantShares()
@@ -38,6 +40,7 @@ def make_vtc(
         tenant_weights,
         quantum=quantum,
         batch_lag=batch_lag,
+        head_start=head_start,
         max_idle_tenants=max_idle_tenants,
     )
 
@@ -277,17 +280,43 @@ def test_what_all_ask_for_is_known_between_two_rankings(seed: int) -> None:
         vtc.depart(newcomer)
 
 
-def test_who_asks_for_little_goes_first_among_equals_alone() -> None:
-    """More than a quantum ahead in service, it waits for its turn."""
-    vtc = make_vtc(quantum=100.0)
+@pytest.mark.parametrize("head_start", [0.0, 240.0])
+def test_who_asks_for_little_goes_first_until_its_head_start_is_spent(head_start: float) -> None:
+    """A burst of a quiet tenant need not wait for a flood to be given as much; a large one does."""
+    ahead = int(100.0 + head_start) // 2
+    assert _goes_before_a_flood(ahead, head_start)
+    assert not _goes_before_a_flood(ahead + 1, head_start)
+
+
+def _goes_before_a_flood(output_tokens: int, head_start: float) -> bool:
+    vtc = make_vtc(quantum=100.0, head_start=head_start)
     crowd = [make_request("flood") for _ in range(100)]
     for request in crowd:
         vtc.arrive(request)
-    [served] = backlogged(vtc, quiet=51)
-
+    [served] = backlogged(vtc, quiet=output_tokens)
     vtc.rerank(now_s=1.0, num_steps=0)
+    [own] = vtc.priorities([served])
+    return own < min(vtc.priorities(crowd))
 
-    assert vtc.priorities([served])[0] > max(vtc.priorities(crowd))
+
+def test_who_turns_into_a_flood_loses_its_head_start_at_once() -> None:
+    """Before all are ranked anew: the first second of a flood is not to be all its own."""
+    vtc = make_vtc(quantum=100.0, head_start=1000.0)
+    backlogged(vtc, num_waiting=4, a=300, b=300)
+    requests = [make_request("turning")]
+    vtc.arrive(requests[0])
+    vtc.rerank(now_s=1.0, num_steps=0)
+    vtc.rerank(now_s=2.0, num_steps=0)
+    modest = vtc.priorities(requests)[0]
+
+    for _ in range(50):
+        requests.append(make_request("turning"))
+        vtc.arrive(requests[-1])
+
+    between = vtc.priorities(requests)
+    vtc.rerank(now_s=3.0, num_steps=0)
+    assert min(between) > modest
+    assert places(between) == places(vtc.priorities(requests))
 
 
 def test_a_request_more_or_less_makes_nobody_ask_for_little() -> None:
@@ -440,7 +469,7 @@ def serve_waiting(
     tenants: Mapping[str, TenantShare], *, quantum: float, num_steps: int, draw: Random
 ) -> tuple[Mapping[str, float], float]:
     """Counters after steps of an engine on which everybody always waits, and their largest rise."""
-    chosen = FairnessSettings(quantum=quantum, batch_lag=BATCH_LAG)
+    chosen = FairnessSettings(quantum=quantum, batch_lag=BATCH_LAG, head_start=HEAD_START)
     engine = StandInEngine(make_policy(chosen, **tenants), seats=2)
     largest_rise = 0.0
     for _ in range(num_steps):
@@ -473,13 +502,20 @@ def serve_waiting(
 def test_counters_stay_within_the_bound_of_their_classes(
     tenants: dict[str, TenantShare], quantum: float, num_steps: int, draw: Random
 ) -> None:
-    """Alike: a quantum and one rise. Interactive work may get the lag further ahead, no more."""
+    """A quantum and one rise. Interactive work may get the lag further ahead.
+
+    Who asks for less than others do for its weight may get the head start further ahead.
+    """
     counters, rise = serve_waiting(tenants, quantum=quantum, num_steps=num_steps, draw=draw)
 
     for ahead, behind in permutations(tenants, 2):
         classes = tenants[ahead].service_class, tenants[behind].service_class
         is_favoured = classes == (ServiceClass.INTERACTIVE, ServiceClass.BATCH)
-        bound = quantum + rise + (BATCH_LAG if is_favoured else 0.0)
+        mean_asked = len(tenants) / sum(each.weight for each in tenants.values())
+        is_modest = (
+            1 / tenants[ahead].weight <= mean_asked and classes[0] is ServiceClass.INTERACTIVE
+        )
+        bound = quantum + rise + BATCH_LAG * is_favoured + HEAD_START * is_modest
         assert counters[ahead] - counters[behind] <= bound + 1e-6
 
 
@@ -508,12 +544,16 @@ class VtcAgainstModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.weights = {"a": 1.0, "b": 2.0, "c": 0.5, "d": 1.0}
-        self.vtc = make_vtc(self.weights, quantum=20.0, batch_lag=BATCH_LAG)
         self.requests: list[TrackedRequest] = []
         self.charged = dict.fromkeys(self.weights, 0.0)  # lifts included
         self.lifted_to = dict.fromkeys(self.weights, 0.0)
         self.last_waited: str | None = None
         self.last_of_class: dict[str | None, str] = {}
+
+    @initialize(head_start=st.sampled_from([0.0, HEAD_START]))
+    def begin(self, head_start: float) -> None:
+        self.head_start = head_start
+        self.vtc = make_vtc(self.weights, quantum=20.0, batch_lag=BATCH_LAG, head_start=head_start)
 
     def expected(self) -> Mapping[str, float]:
         """Charges plus the open reservations, summed anew each time."""
@@ -600,7 +640,10 @@ class VtcAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def ranks_follow_counters_and_classes(self) -> None:
-        """Whoever is more than a quantum behind the other, its lag included, goes first."""
+        """Whoever is more than a quantum behind the other, its lag included, goes first.
+
+        Unless the other has a head start and is ahead by no more.
+        """
         self.vtc.rerank(now_s=0.0, num_steps=0)
         ranks = self.vtc.priorities(self.requests)
         counters = self.expected()
@@ -611,7 +654,7 @@ class VtcAgainstModel(RuleBasedStateMachine):
         for (rank, place), (other_rank, other_place) in permutations(
             zip(ranks, places, strict=True), 2
         ):
-            if place + 20.0 + 1e-6 < other_place:
+            if place + 20.0 + self.head_start + 1e-6 < other_place:
                 assert rank < other_rank
 
     @invariant()
