@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_explained(path: Path, tmp_path: Path) -> 
             {"fairness": {"polcy": "vtc"}},
             (
                 "args.fairness.polcy: there is no such setting; allowed are batch_lag, classes, "
-                "head_start, input_weight, max_switches_per_s, max_tool_ttl_s, max_wait_s, output_weight, "
+                "head_start, input_weight, max_switches_per_s, max_tool_ttl_s, max_wait_s, "
             ),
         ),
         (
