@@ -25,6 +25,10 @@ TCMALLOC = (
     Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
     Path("/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4"),
 )
+# From this size on memcpy is to write past the caches. Left alone glibc does so from most of the
+# shared cache on, which on large machines is hundreds of MiB; below that, what a swap is about to
+# overwrite is first read in (Intel Xeon, 480 MiB of shared cache: 7 GB/s instead of 12).
+STREAMED_BYTES = 256 * 1024
 
 
 def engine_args(args: AppArgs, model: str, *, on_cuda: bool) -> dict[str, Any]:
@@ -61,12 +65,23 @@ def engine_environment(args: AppArgs, *, on_cuda: bool, num_cores: int) -> Mappi
         return common
     # One core is left to gateway, router and Ray, as vLLM's own server leaves one to itself.
     threads = max(1, (num_cores - 1) // args.max_replicas)
-    environment = {**common, "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **common,
+        "OMP_NUM_THREADS": str(threads),
+        "GLIBC_TUNABLES": _before_inherited(
+            "GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={STREAMED_BYTES}"
+        ),
+    }
     if args.tensor_parallel_size == 1:
         # The model then runs inside the engine process: one process and one hop per step less.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     preload = [str(path) for path in TCMALLOC if path.exists()]
     if preload:
-        inherited = os.environ.get("LD_PRELOAD")
-        environment["LD_PRELOAD"] = ":".join(preload + ([inherited] if inherited else []))
+        environment["LD_PRELOAD"] = _before_inherited("LD_PRELOAD", *preload)
     return environment
+
+
+def _before_inherited(name: str, *ours: str) -> str:
+    """A list in the environment, ours in front of what the operator has there."""
+    inherited = os.environ.get(name)
+    return ":".join([*ours, *([inherited] if inherited else [])])

@@ -1,7 +1,8 @@
 """How fast is a swap? Runs of blocks on threads, against one plain copy and block by block.
 
 Moves the KV of whole requests between device and host memory with what the engine uses: rows of
-blocks layer by layer as the connector finds them, the swap manager with its thread per direction.
+blocks layer by layer as the connector finds them, the swap manager with its thread per direction,
+a process that is started as the engine's is.
 Where the requests' blocks lie is drawn from block-group pools of both sides after churn. No engine
 is started; on a CPU "device" and "host" are two parts of the same memory.
 
@@ -27,6 +28,7 @@ from rich.table import Table
 from ops.bench.arguments import count, counts, share
 from ops.bench.progress import Progress
 from ops.bench.result import BenchResult
+from ops.bench.swap_process import time_swaps_as_an_engine
 from ops.bench.swap_times import BLOCKWISE, CEILING, FASTSWITCH, WAYS, SwapShape, SwapTimes
 
 EXAMPLE = "fastswitch bench swap --context-tokens 1120,4096,16384 --json"
@@ -55,8 +57,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> BenchResult:
-    from ops.bench.swap_trials import time_swaps  # loads torch, which --help does without
-
     progress = Progress()
     contexts = {}
     for tokens in sorted(options.context_tokens):
@@ -67,7 +67,7 @@ def run(options: Namespace) -> BenchResult:
             row_bytes=options.block_kib * KIB,
             pool_use=options.pool_use,
         )
-        times = time_swaps(shape, options.repeats, f"{options.seed} {tokens}")
+        times = time_swaps_as_an_engine(shape, options.repeats, f"{options.seed} {tokens}")
         contexts[str(tokens)] = summarise(times)
     [shortest, *_] = contexts.values()
     keys = {

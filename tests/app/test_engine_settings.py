@@ -1,15 +1,17 @@
 """What an engine is started with, from the settings."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from app import engine_settings
-from app.engine_settings import engine_args, engine_environment
+from app.engine_settings import STREAMED_BYTES, engine_args, engine_environment
 from app.settings import AppArgs, FairnessSettings
 from scheduler.engine_config import SchedulerSettings
 
 GIB = 2**30
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")  # tells tunables since glibc 2.33
 
 
 def test_settings_become_engine_arguments() -> None:
@@ -134,3 +136,36 @@ def test_the_faster_allocator_is_used_where_it_is_installed(
     library.touch()
     environment = engine_environment(AppArgs(), on_cuda=False, num_cores=2)
     assert environment["LD_PRELOAD"] == f"{library}:other.so"
+
+
+def test_swaps_write_past_the_caches_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two values for one tunable glibc takes the last."""
+    name = "glibc.cpu.x86_non_temporal_threshold"
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    environment = engine_environment(AppArgs(), on_cuda=False, num_cores=2)
+    assert environment["GLIBC_TUNABLES"] == f"{name}=262144"
+
+    monkeypatch.setenv("GLIBC_TUNABLES", f"{name}=1048576")
+    environment = engine_environment(AppArgs(), on_cuda=False, num_cores=2)
+    assert environment["GLIBC_TUNABLES"] == f"{name}=262144:{name}=1048576"
+
+
+@pytest.mark.skipif(not LOADER.exists(), reason="the tunable is that of glibc on x86")
+@pytest.mark.parametrize("inherited", ["", "glibc.cpu.x86_non_temporal_threshold=0x100000"])
+def test_the_c_library_knows_from_what_size_on(
+    inherited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own account of the values in force."""
+    monkeypatch.setenv("GLIBC_TUNABLES", inherited)
+    environment = engine_environment(AppArgs(), on_cuda=False, num_cores=2)
+    told = subprocess.run(
+        [LOADER, "--list-tunables"],
+        env={"GLIBC_TUNABLES": environment["GLIBC_TUNABLES"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    in_force = next(line for line in told.splitlines() if "x86_non_temporal_threshold" in line)
+    assert f": {0x100000 if inherited else STREAMED_BYTES:#x} " in in_force
