@@ -118,9 +118,15 @@ def _error_in(body: bytes) -> dict[str, Any]:
 async def backlog(
     http: httpx.AsyncClient, tenant: str, *, num_requests: int, max_tokens: int
 ) -> AsyncIterator[list["asyncio.Task[str]"]]:
-    """So many equal requests of a tenant at once; on leaving, their client goes away."""
-    body = completion(max_tokens=max_tokens)
-    tasks = [asyncio.create_task(complete(http, body, tenant=tenant)) for _ in range(num_requests)]
+    """So many requests of a tenant at once; on leaving, their client goes away.
+
+    No two have the same prompt: else all would go to the engine that has the first one's KV, and a
+    tenant's share is kept only where it has requests.
+    """
+    bodies = [
+        completion(f"{number} dark nights", max_tokens=max_tokens) for number in range(num_requests)
+    ]
+    tasks = [asyncio.create_task(complete(http, body, tenant=tenant)) for body in bodies]
     try:
         yield tasks
     finally:
