@@ -10,6 +10,7 @@ to the router, up to ``exchange_s``; the pause between two rankings, ``update_s`
 back with the next report, ``exchange_s`` again. What can be served in that time is taken from
 the readings: the most that all tenants together were given in as long. To that comes the
 longest input, which counts as served when it starts and in the readings when it is computed.
+The tenants are taken to ask for about as much as each other: nobody has ``head_start``.
 
 That bound knows how fast this run was. The one of VTC's paper (arXiv:2401.00588) is known before
 any run and for all of them, and much wider: ``2 * max(w_in * longest input, w_out * M)``, where M

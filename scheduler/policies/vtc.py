@@ -186,8 +186,7 @@ class VirtualTokenCounter:
         for accounts in (self._backlogged, self._idle):
             for tenant, account in accounts.items():
                 account.weight = self._shares[tenant].weight
-        lanes = chain.from_iterable(each.lanes.values() for each in self._backlogged.values())
-        self._demand = _Demand.of([*lanes])
+        self._demand = _Demand.of(self._lanes())
         self._renew_least()
 
     def arrive(self, request: TrackedRequest) -> None:
@@ -251,7 +250,7 @@ class VirtualTokenCounter:
         self._note_fall(account)
 
     def rerank(self, now_s: float, num_steps: int) -> None:  # service is this policy's clock
-        lanes = [*chain.from_iterable(each.lanes.values() for each in self._backlogged.values())]
+        lanes = self._lanes()
         self._demand = _Demand.of(lanes)
         mean_live = self._demand.mean_live
         for lane in lanes:
@@ -288,6 +287,9 @@ class VirtualTokenCounter:
             account = self._backlogged.get(tenant) or self._account(tenant)
             account.served, account.lifted_to = served, lifted_to
         self._renew_least()
+
+    def _lanes(self) -> list[_Lane]:
+        return [*chain.from_iterable(each.lanes.values() for each in self._backlogged.values())]
 
     def _account(self, tenant: str) -> _Account:
         """The account of a tenant that is idle, opened if it is not known."""
